@@ -1,0 +1,49 @@
+# Everything that a person or CI runs. `make` alone prints this list.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help demo test lint check golden generate bench lock clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environment: exactly what the lock says, by hash, then this project without isolation (its build backend is locked too).
+$(STAMP): requirements.lock pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## a policy at work: routes step down tier by tier, then refuse; the bill never passes the ceiling
+	$(BIN)/python -m tests.demo
+
+test: $(STAMP) ## every test that needs nothing but this machine
+	$(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(STAMP) ## format, lint, types, architecture
+	$(BIN)/ruff format --check operator tests bench
+	$(BIN)/ruff check operator tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+generate: $(STAMP) ## write all that is generated: CRDs
+	$(BIN)/python -m stepdown.model.crd crds
+
+check: lint generate ## lint, and fail if anything generated differs from what is committed
+	@git diff --exit-code --stat -- crds && test -z "$$(git status --porcelain -- crds)" \
+	  || { echo "crds/ is not what the models say: commit the result of 'make generate'"; exit 1; }
+
+golden: $(STAMP) ## rewrite the golden files from what the code says now; read the diff before you commit it
+	$(BIN)/pytest tests/golden --rewrite-golden
+
+bench: $(STAMP) ## the proxy beside nginx on this machine; writes bench/latest.json
+	$(BIN)/python -m bench.proxy
+
+lock: $(STAMP) ## compile requirements.lock from pyproject.toml: names, versions and hashes, no host
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header \
+	  -o requirements.lock pyproject.toml
+
+clean: ## remove what make made
+	rm -rf .venv .demo .bench .mypy_cache .ruff_cache .hypothesis

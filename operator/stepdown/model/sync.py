@@ -1,0 +1,126 @@
+"""The sync contract between a proxy and the ledger's keeper: what goes up, what comes down. `proxy` and `sync` speak it.
+
+Every number that goes up is cumulative over the life of an instance and only grows, so a message may be lost, repeated or
+reordered; `seq` tells the keeper which of two is the newer. An instance is one proxy process with one write-ahead log.
+For each account and instance: ``available = granted - returned - consumed - reserved`` is what the proxy may still reserve.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from stepdown.model.config import Fleet, RequestClass, Shard
+
+PROTOCOL = 1
+SPOKEN = (1,)
+"""Versions of this protocol that this build speaks."""
+
+
+class LeaseReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The proxy's side of one lease, in nUSD."""
+
+    account: str
+    granted: int
+    """The largest cumulative grant that the proxy has seen and logged."""
+    returned: int
+    """Cumulative; logged before it is sent."""
+    consumed: int
+    """Cumulative cost of settled requests, estimates included."""
+    estimated: int
+    """The part of `consumed` that was charged at the reservation for want of usage."""
+    reserved: int
+    """Worst cases of requests in flight, not cumulative."""
+    want: int
+    """Idle headroom that the proxy would like to hold beyond what it has reserved; 0 = nothing."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A ticket: money for one request. Idempotent by (instance, id); kept in every message until it has been answered."""
+
+    id: int
+    """Ascending in an instance."""
+    rungs: tuple[dict[str, int], ...]
+    """Best rung first: what each account would have to grant, in nUSD, beyond what the instance has reserved.
+    All accounts of a rung or none; answered with the first rung that can be granted."""
+
+
+class Counter(msgspec.Struct, frozen=True, kw_only=True):
+    """Cumulative traffic of one instance by route × model × class × UTC day of admission."""
+
+    route: str
+    model: str
+    request_class: RequestClass
+    day: int
+    """Days since 1970-01-01 UTC."""
+    requests: int = 0
+    """Attempts that were sent upstream and have ended."""
+    successes: int = 0
+    """Attempts that ended with a complete 2xx answer."""
+    input_tokens: int = 0
+    """Uncached input; the three token counts are disjoint."""
+    cached_input_tokens: int = 0
+    output_tokens: int = 0
+    cost_nusd: int = 0
+    estimated_nusd: int = 0
+    """The part of `cost_nusd` that was charged at the reservation for want of usage."""
+    unpriced: int = 0
+    """Requests served by a model without a price: their cost is not known and counted as 0."""
+
+
+class SyncRequest(msgspec.Struct, frozen=True, kw_only=True):
+    protocol: int = PROTOCOL
+    instance: str
+    fleet: str
+    """`namespace/name` of the RoutingProxy."""
+    seq: int
+    """Ascending by message; an answer to an older one than the newest applied changes nothing."""
+    longest_s: float = 0.0
+    """How long the instance's longest request in flight may still take."""
+    fleet_digest: str = ""
+    digests: dict[int, str] = {}
+    """By shard: the digest of the config that the proxy has; what is missing or different comes down."""
+    acknowledged: dict[int, str] = {}
+    """By shard: the digest of the oldest config by which a request is still in flight (else the current one)."""
+    leases: tuple[LeaseReport, ...] = ()
+    asks: tuple[Ask, ...] = ()
+    counters: tuple[Counter, ...] = ()
+    """Those that have changed since the last acknowledged message."""
+    closing: bool = False
+    """The instance has drained and will not come back: its leases close at what is consumed."""
+
+
+class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """The keeper's side of one lease, in nUSD."""
+
+    account: str
+    granted: int
+    """Cumulative; persisted before it is sent. The proxy takes the larger of this and its own."""
+    recall: int = 0
+    """The keeper asks for this much back, of what no request has reserved."""
+    limit: int = 0
+    committed: int = 0
+    """Over all instances, this one included."""
+    spent: int = 0
+    """Settled and estimated, over all instances."""
+
+
+class AskAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    id: int
+    rung: int
+    """Index into `Ask.rungs`, already inside the `granted` of the same message; -1: none can be granted now."""
+    recoverable: bool = False
+    """With -1: what is reserved in flight or idle elsewhere could still make the cheapest rung fit; worth a wait."""
+
+
+class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    protocol: int = PROTOCOL
+    seq: int
+    """Of the request that this answers."""
+    now_s: float
+    """The ledger's clock, Unix seconds."""
+    verdict: Literal["ok", "fenced", "stale"] = "ok"
+    """`fenced`: the instance is closed, take a new id. `stale`: a newer message was applied before; nothing changed."""
+    leases: tuple[LeaseGrant, ...] = ()
+    asks: tuple[AskAnswer, ...] = ()
+    fleet: Fleet | None = None
+    shards: tuple[Shard, ...] = ()

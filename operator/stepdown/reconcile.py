@@ -1,0 +1,1 @@
+"""One pass, each step by its name."""
