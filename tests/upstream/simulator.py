@@ -33,6 +33,8 @@ class Entry(msgspec.Struct, kw_only=True):
     outcome: Outcome = "in_flight"
     cost_nusd: int = 0
     faults: tuple[str, ...] = ()
+    latency_s: float = 0.0
+    """Before the first byte, out of `latencies_s`; a slow fault comes on top."""
 
 
 class Simulator:
@@ -75,6 +77,7 @@ class Simulator:
         self.in_flight: set[_Chat] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._arrival = asyncio.Event()
         self._faults.clear()
 
     async def __aenter__(self) -> Self:
@@ -117,6 +120,12 @@ class Simulator:
         """Waits until no request is in flight: then the bill is final."""
         await self._idle.wait()
 
+    async def arrived(self, requests: int) -> None:
+        """Waits until so many chat completions have come since the last reset."""
+        while self.requests < requests:
+            self._arrival.clear()
+            await self._arrival.wait()
+
     # What `server.Connection` calls.
 
     def opened(self, connection: Connection) -> int:
@@ -147,6 +156,7 @@ class Simulator:
         if not isinstance(name, str):
             return _Answered(refusal(400, "you must provide a model parameter", "invalid_request_error"))
         self.requests += 1
+        self._arrival.set()
         entry = Entry(number=self.requests, request=request, model=name, key=key, body=body)
         self.log.append(entry)
         script = self._refuse(entry)
@@ -155,7 +165,8 @@ class Simulator:
             if (stale := faults.pop("stale", None)) and request.reused:
                 faults["drop"] = stale
             entry.faults = tuple(faults)
-            pace = Pace(self._latencies_s[entry.number % len(self._latencies_s)], self._per_chunk_s)
+            entry.latency_s = self._latencies_s[(entry.number - 1) % len(self._latencies_s)]
+            pace = Pace(entry.latency_s, self._per_chunk_s)
             script = answer(body, request.raw, entry.number, self._model, pace, faults)
         chat = _Chat(script, entry, self)
         self.in_flight.add(chat)

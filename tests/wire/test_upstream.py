@@ -87,7 +87,7 @@ def test_the_bill_of_a_few_requests_by_hand() -> None:
         async with Client(sim.port) as client:
             status, _, body = await client.post({"model": "qwen3-8b", "messages": HELLO})
             assert status == 200
-            # "hello" is 5 bytes, 4 for the message, 3 for the request: 12 in, 100 out, $0.01/M each: 1.12 USD/M-tokens = 1,120 nUSD
+            # "hello" is 5 bytes, 4 for the message, 3 for the request: 12 in, 100 out, $0.01/M each: 112 x 0.01 = 1,120 nUSD
             assert json.loads(body)["usage"]["prompt_tokens"] == 12
             assert json.loads(body)["usage"]["completion_tokens"] == 100
             assert sim.bill.total_nusd == 1_120
@@ -208,7 +208,7 @@ def test_the_log_has_what_was_sent_and_keep_bounds_it() -> None:
 
 
 def test_a_process_of_its_own_takes_orders_and_shows_its_bill() -> None:
-    """The demo and the kill tests drive the simulator from outside: an order that does not arrive would make them pass by accident."""
+    """The demo and the kill tests order faults from outside: one that does not arrive would make them pass by accident."""
 
     async def ask(port: int, **fields: Any) -> int:
         async with Client(port) as client:
@@ -237,8 +237,7 @@ def test_a_reset_does_not_take_the_money_of_a_request_in_flight_into_the_new_bil
     async def scene(sim: Simulator) -> None:
         async with Client(sim.port) as client:
             pending = asyncio.ensure_future(client.post(chat("qwen3-8b", HELLO)))
-            while not sim.in_flight:
-                await asyncio.sleep(0)
+            await sim.arrived(1)
             old = sim.bill
             sim.reset()
             await pending

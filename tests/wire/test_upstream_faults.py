@@ -1,4 +1,4 @@
-"""Each fault does on the wire what its name says, and is billed by the policy: else the product's fault tests would test nothing."""
+"""Each fault does what its name says and is billed by the policy: else the product's fault tests would test nothing."""
 
 import asyncio
 import json
@@ -17,6 +17,8 @@ STREAM = chat("qwen3-8b", HELLO, stream=True)
 # 12 tokens in, 100 out, $0.01/M each: 1,120 nUSD for a whole answer.
 EXACT = Model(rule="worst", output_tokens=(100, 100), cached_of_100=0, chunks=10)
 WHOLE_NUSD = 1_120
+CLOCK_STEP_S = 0.002
+"""The loop's clock may run ahead of its timers by so much."""
 
 
 def scene(test: Callable[[Simulator, Client], Awaitable[None]], **options: Any) -> None:
@@ -62,12 +64,12 @@ def test_slow_waits_before_the_head_and_before_each_chunk() -> None:
         start_s = loop.time()
         client.send("POST", "/v1/chat/completions", json.dumps(STREAM).encode(), "sk-upstream")
         assert (await client.head())[0] == 200
-        assert loop.time() - start_s >= 0.05
+        assert loop.time() - start_s >= 0.05 - CLOCK_STEP_S
         start_s, chunks = loop.time(), 0
         while await client.chunk():
             chunks += 1
         assert chunks == 1 + 10 + 1 + 1 + 1  # role, content, finish, usage, [DONE]
-        assert loop.time() - start_s >= 0.01 * (chunks - 1)
+        assert loop.time() - start_s >= 0.01 * (chunks - 1) - 0.02  # the first may have been on its way
 
     scene(test)
 
@@ -76,12 +78,12 @@ def test_latencies_are_taken_in_turn() -> None:
     """A run over several latencies would know only one."""
 
     async def test(sim: Simulator, client: Client) -> None:
-        loop, waits_s = asyncio.get_running_loop(), []
-        for _ in range(4):
-            start_s = loop.time()
+        for _ in range(3):
             await client.post(PLAIN)
-            waits_s.append(loop.time() - start_s)
-        assert [wait_s >= 0.1 for wait_s in waits_s] == [True, False, True, False]
+        loop, start_s = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        await client.post(PLAIN)
+        assert loop.time() - start_s >= 0.1 - CLOCK_STEP_S
+        assert [entry.latency_s for entry in sim.log] == [0.0, 0.1, 0.0, 0.1]
 
     scene(test, latencies_s=[0.0, 0.1])
 
