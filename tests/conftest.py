@@ -1,4 +1,4 @@
-"""What every test folder shares: the `--rewrite-golden` flag, registered at the root so that any selection of tests knows it."""
+"""What every test folder shares: the `--rewrite-golden` flag, registered at the root for any selection of tests."""
 
 import pytest
 

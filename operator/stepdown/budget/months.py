@@ -1,7 +1,7 @@
 """Calendar months in any IANA zone as instants: when a budget's period starts and ends. `plan.accounts` calls this.
 
-A period is half open, in Unix seconds, and periods tile time: one ends at the very second the next begins. A month starts at the
-first instant whose local time is at or after midnight of the first, also where daylight saving skips or repeats that midnight.
+A period is half open, in Unix seconds, and periods tile time: one ends at the very second the next begins. A month starts at
+the first instant whose local time is at or after midnight of the first, also where daylight saving skips or repeats it.
 A budget whose `timeZone` changed keeps the period it is in; the next begins where that one ends and ends by the new zone.
 """
 

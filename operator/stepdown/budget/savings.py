@@ -1,9 +1,9 @@
 """What a model saves against a baseline: for the quoted scenarios, and for the ledger's real traffic. `stepdown report savings`
 calls this.
 
-The quoted table prices *all* tokens, input and output alike, at one price, the model's output price: that is its assumption, and
-`ASSUMPTION` says so wherever it is shown. GPT-4o, its baseline, has only an output price. For real traffic a baseline whose input
-price is not known is never given one: the baseline's cost is then that of its output tokens alone, which is a lower bound of what
+The quoted table prices *all* tokens, input and output alike, at one price, the model's output price: that is its assumption,
+and `ASSUMPTION` says so wherever it is shown. GPT-4o, its baseline, has only an output price. For real traffic a baseline whose
+input price is not known is never given one: the baseline's cost is then that of its output tokens alone, a lower bound of what
 it would have cost, so that the saving shown is one too.
 """
 
@@ -14,7 +14,9 @@ from fractions import Fraction
 from stepdown.model.money import PUSD_PER_NUSD
 
 ASSUMPTION = "every token, input or output, at the model's output price; no other price of the baseline is known"
-LOWER_BOUND = "the baseline's input price is not known: its input tokens are counted as free, so this is the least that is saved"
+LOWER_BOUND = (
+    "the baseline's input price is not known: its input tokens are counted as free, so this is the least that is saved"
+)
 
 
 @dataclass(frozen=True, slots=True)

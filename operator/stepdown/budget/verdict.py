@@ -1,4 +1,4 @@
-"""Where a budget stands: its limit in force, the steps that its spend has reached, and the verdict. `plan` and `status` call this.
+"""Where a budget stands: its limit in force, the steps that its spend has reached, the verdict. `plan` and `status` call this.
 
 Shares are Fractions and compared exactly: a step at 80 % is in force from 80 % on, not from 79.9999 %. A stricter step stays in
 force under a later Notify: the verdict's tier is the strictest of all steps reached.
