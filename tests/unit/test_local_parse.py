@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
 from stepdown.local.parse import MAX_DEPTH, ParseError, line_of, parse_json, parse_yaml
 
 
@@ -111,7 +112,8 @@ def test_json_is_read_by_the_same_rules() -> None:
 
 def test_a_field_is_found_on_its_line() -> None:
     """`routes.yaml:7` opens an editor at the mistake; the line of the document would leave 60 lines to search."""
-    text = "---\nkind: A\nspec:\n  models:\n    default: x\n    fallbacks: [a,\n      b]\n  steps:\n  - a: 1\n  - {a: 1,\n     b: 2}\n---\nkind: B\n"
+    first = "---\nkind: A\nspec:\n  models:\n    default: x\n    fallbacks: [a,\n      b]\n"
+    text = first + "  steps:\n  - a: 1\n  - {a: 1,\n     b: 2}\n---\nkind: B\n"
     lines = {
         (): 2,
         ("kind",): 2,

@@ -1,0 +1,6 @@
+"""`python -m stepdown`: the same as the `stepdown` command."""
+
+from stepdown.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""How commands print: tables for people (rich, imported when a table is drawn), JSON or YAML for machines."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+import click
+
+Format = Literal["table", "json", "yaml"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+output_option: Callable[[F], F] = click.option(
+    "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print."
+)
+folder_option: Callable[[F], F] = click.option(
+    "-f",
+    "--filename",
+    "roots",
+    type=click.Path(),
+    multiple=True,
+    required=True,
+    metavar="DIR",
+    help="A folder of YAML or JSON objects, read with its subfolders, or one file. May be given several times.",
+)
+proxy_option: Callable[[F], F] = click.option(
+    "--proxy", metavar="NAMESPACE/NAME", help="Which RoutingProxy, where the folder has several."
+)
+ledger_option: Callable[[F], F] = click.option(
+    "--ledger",
+    "ledger_file",
+    type=click.Path(dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="The ledger to read spend from [default: ./stepdown.db where it exists].",
+)
+
+
+def print_machine(value: Any, output: Format) -> None:
+    """A value as JSON or YAML, in full and in a stable order."""
+    if output == "json":
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        import yaml
+
+        click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), nl=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """A table as kubectl draws one: no frame, columns by two spaces, and names never cut where there is no terminal."""
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    plain = Box("    \n" * 8)
+    table = Table(box=plain, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 200)
+    if title:
+        console.print(Text(title, style="bold cyan"))
+    console.print(table)
