@@ -129,7 +129,7 @@ class BudgetEntry:
 class ShardEntry:
     """One compiled shard: its digest, its routes, and whether a newer one has taken its place."""
 
-    __slots__ = ("digest", "index", "retired", "routes")
+    __slots__ = ("budgets", "digest", "index", "retired", "routes")
 
     def __init__(self, shard: Shard) -> None:
         self.index = shard.index
@@ -137,6 +137,7 @@ class ShardEntry:
         self.retired = False
         rungs = {name: RungEntry(model) for name, model in shard.models.items()}
         budgets = {name: BudgetEntry(name, budget) for name, budget in shard.budgets.items()}
+        self.budgets = tuple(budgets.values())
         self.routes: dict[str, RouteEntry] = {}
         for name, route in shard.routes.items():
             try:

@@ -1,0 +1,416 @@
+"""The money of one proxy process: every request passes `admit` before it is forwarded, `settle` or `release` when it has ended.
+
+The order for a request: this proxy's own lease at the wanted rung in force (`admit`, synchronous, a few microseconds); else it
+asks the ledger's keeper with a ticket and gets the best rung that can be granted (`admit_later`, `waiting`). Nothing is ever
+forwarded whose worst case is not reserved in every Hard budget of its route, and in the log. `exchange` calls this; the syncer
+brings money and config.
+"""
+
+from collections.abc import Callable, Sequence
+from struct import error as StructError
+from typing import NamedTuple
+
+from stepdown.model.config import Reason, RequestClass, Tier
+from stepdown.proxy.books import ESTIMATED, SUCCESS, UNPRICED, Line, Reservation
+from stepdown.proxy.clock import Clock
+from stepdown.proxy.counters import Count
+from stepdown.proxy.fit import DRAIN_S, Fit, candidates, output_tokens, worst_case_nusd
+from stepdown.proxy.identity import StateDir
+from stepdown.proxy.lease import Lease
+from stepdown.proxy.refusal import Refused, log_unavailable, no_account, route_gone, unbounded
+from stepdown.proxy.shape import RequestShape
+from stepdown.proxy.share import PremiumShare
+from stepdown.proxy.table import Prices, RouteEntry, RungEntry, Table
+from stepdown.proxy.waiting import Queue, Wish
+from stepdown.proxy.wal import LogUnavailable
+
+__all__ = ["Hold", "Refused", "Till", "Usage"]
+
+_DAY_S = 86_400
+_MOST_NUSD = 1 << 62
+"""Above four billion USD for one request: nobody's bound."""
+
+
+class Usage(NamedTuple):
+    """What the upstream says that an attempt took; the three are disjoint, reasoning is part of output."""
+
+    uncached_input: int
+    cached_input: int
+    output: int
+
+
+class Tab(Line):
+    """Where one route's requests of one class on one rung are charged, for as long as day and periods last."""
+
+    __slots__ = ("premium", "request_class", "route", "rung", "share", "until_s")
+
+    def __init__(
+        self,
+        count: Count,
+        leases: tuple[Lease, ...],
+        route: RouteEntry,
+        request_class: RequestClass,
+        rung: RungEntry,
+        until_s: float,
+    ) -> None:
+        super().__init__(count, leases)
+        self.route = route
+        self.request_class = request_class
+        self.rung = rung
+        self.until_s = until_s
+        """Exclusive: from then on another day's counter, or another period's account, is charged."""
+        self.share = route.share
+        self.premium = self.share is not None and request_class == "critical" and rung is route.ladders["critical"].rungs[0]
+
+    def is_stale(self, now_s: float) -> bool:
+        return now_s >= self.until_s or self.route.home.retired
+
+
+class Hold(Reservation):
+    """One attempt's reservation: what it is charged to, and what it is sent with."""
+
+    __slots__ = ("admitted_s", "cost_nusd", "max_tokens", "open", "prices", "reason", "tab")
+
+    def __init__(
+        self,
+        id_: int,
+        tab: Tab,
+        amount_nusd: int,
+        max_tokens: int | None,
+        reason: Reason,
+        prices: Prices | None,
+        admitted_s: float,
+    ) -> None:
+        self.id = id_
+        self.line = self.tab = tab
+        self.amount_nusd = amount_nusd
+        self.max_tokens = max_tokens
+        """To send; None: send no bound."""
+        self.reason = reason
+        self.prices = prices
+        """Pinned at admission; None: Unpriced."""
+        self.admitted_s = admitted_s
+        self.open = True
+        self.cost_nusd = 0
+        """Once it has ended."""
+
+    @property
+    def route(self) -> RouteEntry:
+        return self.tab.route
+
+    @property
+    def request_class(self) -> RequestClass:
+        return self.tab.request_class
+
+    @property
+    def rung(self) -> RungEntry:
+        return self.tab.rung
+
+    @property
+    def tier(self) -> Tier:
+        return self.tab.rung.tier
+
+    @property
+    def day(self) -> int:
+        return self.tab.count.day
+
+    @property
+    def until_s(self) -> float:
+        """The latest that it can end, by the ledger's time."""
+        return self.admitted_s + self.tab.route.timeout_s + DRAIN_S
+
+
+class Offer(NamedTuple):
+    """A rung that would serve a request, and what it would have to reserve."""
+
+    tab: Tab
+    amount_nusd: int
+    max_tokens: int | None
+    reason: Reason
+
+
+class Till:
+    """One process's money. One event loop owns it; nothing here blocks."""
+
+    __slots__ = (
+        "_shares",
+        "_tabs",
+        "books",
+        "clock",
+        "deadline_s",
+        "excess_nusd",
+        "kick",
+        "log",
+        "queue",
+        "reachable",
+        "refusals",
+        "state",
+        "table",
+    )
+
+    def __init__(self, state: StateDir, clock: Clock, table: Table | None = None) -> None:
+        self.state = state
+        self.books = state.books
+        self.log = state.log
+        self.clock = clock
+        self.table = table
+        """None until the first sync or a stored config."""
+        self.deadline_s = 0.0
+        """When the leases die, in seconds since boot: one horizon after the sending of the last acknowledged sync."""
+        self.reachable = False
+        """Whether the last sync was answered."""
+        self.kick: Callable[[], None] = _nobody
+        """Asks the syncer to send a message at once."""
+        self.excess_nusd = 0
+        """What requests cost beyond their reservation: an upstream that did not honour its bound."""
+        self.refusals: dict[str, int] = {}
+        self._tabs: dict[tuple[RouteEntry, RequestClass, RungEntry], Tab] = {}
+        self._shares: dict[str, PremiumShare] = {}
+        self.queue = Queue(self)
+        if table is not None:
+            self.swap(table)
+
+    @property
+    def wait_s(self) -> float:
+        return self.table.fleet.wait_s if self.table is not None else 0.0
+
+    def admit(
+        self,
+        route: RouteEntry,
+        request_class: RequestClass,
+        shape: RequestShape,
+        *,
+        rungs: Sequence[RungEntry] | None = None,
+        reason: Reason | None = None,
+    ) -> Hold | None:
+        """The wanted rung in force if this proxy's own leases hold its worst case, reserved and logged; None: `admit_later`
+        must ask.
+
+        `rungs`: instead of the ladder (an outage's fallbacks), with the reason to state. Raises Refused.
+        """
+        clock = self.clock
+        boot_s = clock.boot_s()
+        now_s = boot_s + clock.offset_s
+        try:
+            if rungs is None:
+                ladder = route.ladders[request_class]
+                tab = self._tabs.get((route, request_class, ladder.rungs[0]))
+                # The usual case, without a list: nothing hidden, no share to watch, today's tab known.
+                if tab is not None and now_s < tab.until_s and not (ladder.in_force or tab.premium or route.home.retired):
+                    worst = worst_case_nusd(tab.rung, shape, route.max_tokens, now_s, now_s + route.timeout_s + DRAIN_S)
+                    if worst is not None:
+                        amount_nusd, max_tokens = worst
+                        for lease in tab.hard:
+                            if lease.free < amount_nusd or lease.asking or boot_s > self.deadline_s:
+                                return None
+                        return self._hold(tab, amount_nusd, max_tokens, "Wanted", now_s)
+            offer = self.offers(Wish(route, request_class, shape, rungs, reason), now_s)[0]
+            return None if any(lease.asking for lease in offer.tab.hard) else self.take(offer, boot_s, now_s)
+        except Refused as refused:
+            self._count(refused)
+            raise
+
+    async def admit_later(
+        self,
+        route: RouteEntry,
+        request_class: RequestClass,
+        shape: RequestShape,
+        *,
+        rungs: Sequence[RungEntry] | None = None,
+        reason: Reason | None = None,
+    ) -> Hold:
+        """As `admit`, but asks the keeper and waits, bounded, where the own lease does not do. Raises Refused."""
+        wish = Wish(route, request_class, shape, rungs, reason)
+        try:
+            boot_s = self.clock.boot_s()
+            now_s = boot_s + self.clock.offset_s
+            offers = self.offers(wish, now_s)
+            if not any(lease.asking for lease in offers[0].tab.hard):
+                hold = self.take(offers[0], boot_s, now_s)
+                if hold is not None:
+                    return hold
+            return await self.queue.wait(wish, offers)
+        except Refused as refused:
+            self._count(refused)
+            raise
+
+    def settle(self, hold: Hold, usage: Usage | None, *, success: bool) -> int:
+        """Ends a hold by its usage, or by its reservation (`estimated`) where there is none. Returns the cost in nUSD.
+
+        The settlement is in the log when this returns. A cost above the reservation is charged in full. Ending twice does
+        nothing.
+        """
+        if not hold.open:
+            return hold.cost_nusd
+        flags = SUCCESS if success else 0
+        prices = hold.prices
+        if prices is None:
+            flags |= UNPRICED
+        if usage is None:
+            flags |= ESTIMATED
+            cost_nusd = hold.amount_nusd
+            uncached = cached = output = 0
+        else:
+            uncached, cached, output = usage
+            cost_nusd = 0
+            if prices is not None:
+                cost_nusd = -(-(uncached * prices[0] + cached * prices[1] + output * prices[2]) // 1000)
+        try:
+            self.log.settle(hold.id, cost_nusd, uncached, cached, output, flags)
+        except StructError:  # numbers that nothing can cost: the upstream answers rubbish, and the reservation stands
+            return self.settle(hold, None, success=success)
+        hold.open = False
+        hold.cost_nusd = cost_nusd
+        self.books.settle(hold, cost_nusd, uncached, cached, output, flags)
+        if cost_nusd > hold.amount_nusd and hold.tab.leases:
+            self.excess_nusd += cost_nusd - hold.amount_nusd
+        tab = hold.tab
+        if tab.share is not None and not tab.premium:
+            self._share(tab.route.name).earn(tab.share)
+        if self.queue.waiting:
+            self.queue.retry(tab.hard)
+        return cost_nusd
+
+    def release(self, hold: Hold, *, attempted: bool) -> None:
+        """Ends a hold at no cost: no connection, or a complete 4xx or 5xx head. `attempted`: it counts as a request."""
+        if not hold.open:
+            return
+        self.log.release(hold.id, attempted=attempted)
+        hold.open = False
+        self.books.release(hold, attempted=attempted)
+        tab = hold.tab
+        if tab.premium and tab.share is not None:
+            self._share(tab.route.name).refund(tab.share)
+        if self.queue.waiting:
+            self.queue.retry(tab.hard)
+
+    def offers(self, wish: Wish, now_s: float) -> list[Offer]:
+        """The rungs that may serve a request, best first, each strictly cheaper than those before it. Raises Refused."""
+        route, request_class, shape, rungs, reason = wish
+        if route.home.retired:
+            route, rungs = self._current(route, rungs)
+        ladder = route.ladders[request_class]
+        first: Reason = "StepInForce" if ladder.in_force else "Wanted"
+        share = route.share if rungs is None and request_class == "critical" else None
+        if share is not None and not self._share(route.name).has(share):
+            ladder = route.ladders["default"]
+            first = "PremiumShare"
+        visible = ladder.visible if rungs is None else tuple(rungs)
+        until_s = now_s + route.timeout_s + DRAIN_S + self.wait_s
+        fits = [
+            fit
+            for fit in candidates(visible, ladder.hidden, shape, route.max_tokens, now_s, until_s)
+            if fit.amount_nusd < _MOST_NUSD
+        ]
+        if not route.hard:
+            best = visible[0]
+            if not fits or worst_case_nusd(best, shape, route.max_tokens, now_s, until_s) is None:
+                fits = [Fit(best, 0, output_tokens(best, shape, route.max_tokens))]
+            fits = fits[:1]
+        elif not fits:
+            raise unbounded(route.name, ", ".join(rung.name for rung in visible))
+        offers: list[Offer] = []
+        for fit in fits:
+            tab = self._tab(route, request_class, fit.rung, now_s)
+            why: Reason = reason or (first if not offers and (fit.rung is visible[0] or ladder.in_force) else "BudgetFit")
+            offers.append(Offer(tab, fit.amount_nusd, fit.max_tokens, why))
+        return offers
+
+    def take(self, offer: Offer, boot_s: float, now_s: float) -> Hold | None:
+        """Reserves an offer if this proxy's own leases hold it. Raises Refused when it cannot be logged."""
+        tab = offer.tab
+        for lease in tab.hard:
+            if lease.free < offer.amount_nusd or boot_s > self.deadline_s:
+                return None
+        if tab.premium and tab.share is not None and not self._share(tab.route.name).has(tab.share):
+            return None
+        return self._hold(tab, offer.amount_nusd, offer.max_tokens, offer.reason, now_s)
+
+    def swap(self, table: Table) -> None:
+        """Another config is in force; those who wait are judged by it."""
+        self.table = table
+        self._tabs.clear()
+        for shard in table.shards.values():
+            for budget in shard.budgets:
+                for account in budget.accounts:
+                    lease = self.books.leases.get(account.id)
+                    if lease is not None:
+                        lease.describe(account, budget.hard)
+        self.queue.retry()
+
+    def renew(self) -> None:
+        """The keeper has fenced this instance: another id, another log (`StateDir.renew`). Raises LogUnavailable."""
+        self.books = self.state.renew()
+        self.log = self.state.log
+        self.deadline_s = 0.0
+        self._tabs.clear()
+        self.queue.renew()
+
+    def credit(self, route: str) -> int:
+        """The premium credit of a route, for tests and people."""
+        return self._share(route).credit
+
+    def _hold(self, tab: Tab, amount_nusd: int, max_tokens: int | None, reason: Reason, now_s: float) -> Hold:
+        books = self.books
+        rung = tab.rung
+        prices = rung.flat or rung.prices_at(now_s, now_s + tab.route.timeout_s + DRAIN_S)
+        hold = Hold(books.next_hold, tab, amount_nusd, max_tokens, reason, prices, now_s)
+        try:
+            self.log.reserve(hold.id, tab, amount_nusd)
+        except LogUnavailable as error:
+            raise log_unavailable(tab.route.name, error) from error
+        except StructError as error:
+            raise unbounded(tab.route.name, rung.name) from error
+        books.reserve(hold)
+        if tab.premium and tab.share is not None:
+            self._share(tab.route.name).spend(tab.share)
+        return hold
+
+    def _tab(self, route: RouteEntry, request_class: RequestClass, rung: RungEntry, now_s: float) -> Tab:
+        key = (route, request_class, rung)
+        tab = self._tabs.get(key)
+        if tab is not None and now_s < tab.until_s:
+            return tab
+        day = int(now_s) // _DAY_S
+        until_s = float((day + 1) * _DAY_S)
+        leases: list[Lease] = []
+        for budget in route.budgets:
+            account = budget.account_at(now_s)
+            if account is None:
+                if budget.hard:
+                    raise no_account(route.name, budget.name)
+                until_s = min(until_s, now_s + 1)
+                continue
+            until_s = min(until_s, account.end_s)
+            lease = self.books.lease(account.id)
+            lease.describe(account, budget.hard)
+            leases.append(lease)
+        count = self.books.counters.get((route.name, rung.name, request_class, day))
+        tab = self._tabs[key] = Tab(count, tuple(leases), route, request_class, rung, until_s)
+        return tab
+
+    def _current(self, route: RouteEntry, rungs: Sequence[RungEntry] | None) -> tuple[RouteEntry, Sequence[RungEntry] | None]:
+        """The same route in the config in force: what the operator has been told to be in force must hold for every
+        admission."""
+        current = self.table.route(route.name) if self.table is not None else None
+        if current is None:
+            raise route_gone(route.name)
+        if rungs is None:
+            return current, None
+        known = [rung for rung in (current.rung(old.name) for old in rungs) if rung is not None]
+        if not known:
+            raise route_gone(route.name)
+        return current, known
+
+    def _share(self, route: str) -> PremiumShare:
+        share = self._shares.get(route)
+        if share is None:
+            share = self._shares[route] = PremiumShare()
+        return share
+
+    def _count(self, refused: Refused) -> None:
+        self.refusals[refused.code] = self.refusals.get(refused.code, 0) + 1
+
+
+def _nobody() -> None:
+    """Before a syncer has been started there is nobody to ask."""
