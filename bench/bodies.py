@@ -18,8 +18,8 @@ _USAGE = {
 _SYSTEM = "You are an operations assistant for a small platform team. Answer briefly, and say which object to change."
 _QUESTION = (
     "Our deployment 'checkout' was rolled back by the pipeline ten minutes after release. Two of three pods never became "
-    "ready, and the events show 'Readiness probe failed: dial tcp 10.2.3.4:8080: connect: connection refused'. The new image was "
-    "built from main this morning. What is the likely cause and what should I change first?"
+    "ready, and the events show 'Readiness probe failed: dial tcp 10.2.3.4:8080: connect: connection refused'. The new image "
+    "was built from main this morning. What is the likely cause and what should I change first?"
 )
 _ANSWER = (
     "The deployment was rolled back because its readiness probe failed on two of the three replicas. The new image listens on "

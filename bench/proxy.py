@@ -1,8 +1,8 @@
 """`make bench`: the proxy with everything on beside nginx as a plain reverse proxy. Prints a table, writes bench/latest.json.
 
 Everything on: a caller's key is checked, money of a hard budget is leased and reserved, the write-ahead log is written, metrics
-are kept. The proxy (or nginx in its place) has core 0 to itself; wrk, the upstream and the ledger's keeper share core 1. Runs of
-the two alternate, so that whatever else the machine does falls on both; what is compared is medians.
+are kept. The proxy (or nginx in its place) has core 0 to itself; wrk, the upstream and the ledger's keeper share core 1. Runs
+of the two alternate, so that whatever else the machine does falls on both; what is compared is medians.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def _memory(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
 
 def _figures(raw: Mapping[str, Any]) -> dict[str, float]:
     def over_nginx(kind: str) -> float:
-        median = {name: statistics.median(run["per_s"] for run in runs) for name, runs in raw[kind].items()}
+        median: dict[str, float] = {name: statistics.median(run["per_s"] for run in runs) for name, runs in raw[kind].items()}
         return round(median["stepdown"] / median["nginx"], 3)
 
     direct, ours = raw["latency"]["direct"], raw["latency"]["stepdown"]
@@ -195,9 +195,9 @@ def show(result: Mapping[str, Any]) -> None:
     through = raw["paced"]["stepdown"]
     console.print(
         f"{STREAMS} streams of {bodies.CHUNKS} events, one every {paced.INTERVAL_S:g} s: {through['whole']} whole, "
-        f"{through['dropped']} dropped, {through['open_at_once']} open at once; an event is under way for {through['delay_p50_ms']} ms (p50), "
-        f"{through['delay_p99_ms']} ms (p99); direct {raw['paced']['direct']['delay_p50_ms']} and "
-        f"{raw['paced']['direct']['delay_p99_ms']} ms",
+        f"{through['dropped']} dropped, {through['open_at_once']} open at once; "
+        f"an event is under way for {through['delay_p50_ms']} ms (p50), {through['delay_p99_ms']} ms (p99); "
+        f"direct {raw['paced']['direct']['delay_p50_ms']} and {raw['paced']['direct']['delay_p99_ms']} ms",
         highlight=False,
     )
     goals = Table(title="figures", title_justify="left")
