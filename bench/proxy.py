@@ -37,7 +37,7 @@ from bench.machine import (
 )
 from bench.steady import RATE_PER_S, latencies_ms, percentile
 
-FOLDER = Path(".bench")
+FOLDER = Path(".bench/proxy")
 RESULT = Path(__file__).with_name("latest.json")
 STREAMS = 1000
 _IDLE_AFTER_S = 5.0
