@@ -74,10 +74,12 @@ class Count:
 class Counters:
     """All counters of one instance."""
 
-    __slots__ = ("_by_key", "changed")
+    __slots__ = ("_by_key", "_forgotten", "changed")
 
     def __init__(self, counters: Iterable[Counter] = ()) -> None:
         self._by_key: dict[Key, Count] = {}
+        self._forgotten: dict[Key, Count] = {}
+        """What `forget_before` has dropped, all days in one: for `totals`, whose sums must not go down."""
         self.changed: set[Count] = set()
         """Those that the keeper has not acknowledged as they are; the till marks them."""
         for each in counters:
@@ -117,11 +119,26 @@ class Counters:
         """Drops what is older than `day` and acknowledged: nothing in flight can touch it any more, and the keeper has it."""
         old = [key for key, count in self._by_key.items() if count.day < day and count not in self.changed]
         for key in old:
-            del self._by_key[key]
+            gone = self._by_key.pop(key)
+            _into(self._forgotten, gone)
+
+    def totals(self) -> list[Count]:
+        """By route, model and class, over all days of this process: what metrics show."""
+        sums: dict[Key, Count] = {}
+        for count in (*self._forgotten.values(), *self._by_key.values()):
+            _into(sums, count)
+        return [sums[key] for key in sorted(sums)]
 
     def unacknowledged(self) -> tuple[Counter, ...]:
         """The growth that the keeper has not acknowledged: what a new instance begins with when the old one is fenced."""
         return tuple(_less(count.report(), count.acked) for count in self.changed)
+
+
+def _into(sums: dict[Key, Count], count: Count) -> None:
+    key = (count.route, count.model, count.request_class, 0)
+    if key not in sums:
+        sums[key] = Count(key)
+    sums[key].add(count.report())
 
 
 def _less(now: Counter, before: Counter | None) -> Counter:

@@ -129,10 +129,12 @@ class BudgetEntry:
 class ShardEntry:
     """One compiled shard: its digest, its routes, and whether a newer one has taken its place."""
 
-    __slots__ = ("budgets", "digest", "index", "retired", "routes")
+    __slots__ = ("budgets", "digest", "generation", "index", "retired", "routes")
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, generation: int = 0) -> None:
         self.index = shard.index
+        self.generation = generation
+        """Ascending by replacement: which of two compilations of a shard is the older."""
         self.digest = digest(shard)
         self.retired = False
         rungs = {name: RungEntry(model) for name, model in shard.models.items()}
@@ -222,7 +224,10 @@ class Table:
 
     def replace(self, fleet: Fleet | None, shards: Mapping[int, Shard]) -> "Table":
         """A table with these shards in place of those of the same index. Raises BadConfig and changes nothing."""
-        fresh = {index: ShardEntry(shard) for index, shard in shards.items()}
+        fresh = {
+            index: ShardEntry(shard, self.shards[index].generation + 1 if index in self.shards else 0)
+            for index, shard in shards.items()
+        }
         table = Table.__new__(Table)
         table._compile(
             fleet if fleet is not None else self.fleet,

@@ -346,6 +346,10 @@ class Till:
         self._tabs.clear()
         self.queue.renew()
 
+    def holds(self) -> list[Hold]:
+        """The attempts in flight, oldest first."""
+        return [hold for hold in self.books.open.values() if isinstance(hold, Hold)]
+
     def credit(self, route: str) -> int:
         """The premium credit of a route, for tests and people."""
         return self._share(route).credit

@@ -202,8 +202,6 @@ class Queue:
         """Another instance with other leases: every ticket is asked again under the new id."""
         self._by_ask.clear()
         for waiter in list(self.waiting):
-            waiter.ask_id = 0
-            waiter.ask_at_s = 0.0
             self._aim(waiter, self._till.clock.now_s())
         self.retry()
 
@@ -228,6 +226,11 @@ class Queue:
         return False
 
     def _aim(self, waiter: Waiter, now_s: float) -> bool:
+        """Other leases or other rungs: an unanswered ticket speaks of the old ones, so it is asked anew."""
+        if waiter.ask_id:
+            self._by_ask.pop(waiter.ask_id, None)
+            waiter.ask_id = 0
+            waiter.ask_at_s = 0.0
         try:
             waiter.aim(self._till.offers(waiter.wish, now_s))
         except Refused as refused:
