@@ -81,9 +81,11 @@ class State(msgspec.Struct, frozen=True):
 class Books:
     """All that one instance must not forget."""
 
-    __slots__ = ("counters", "leases", "next_hold", "open")
+    __slots__ = ("counters", "heard", "leases", "next_hold", "open")
 
-    def __init__(self) -> None:
+    def __init__(self, *, heard: bool = True) -> None:
+        self.heard = heard
+        """Whether `acked` says all that the keeper knows; not after a restart, until the first answer."""
         self.leases: dict[str, Lease] = {}
         self.counters = Counters()
         self.open: dict[int, Reservation] = {}
@@ -91,7 +93,7 @@ class Books:
 
     @classmethod
     def restored(cls, state: State) -> "Books":
-        books = cls()
+        books = cls(heard=False)
         books.next_hold = state.next_hold
         for each in state.leases:
             books.leases[each.account] = Lease(*msgspec.structs.astuple(each))
@@ -176,10 +178,13 @@ class Books:
 
         It begins without a lease, but with all that the keeper has not acknowledged: somebody must report it, and the fenced id
         is not heard any more. Should the keeper hold the old lease as unreconciled too, the same money is held twice until that
-        is settled: an error on the safe side, and one that shows.
+        is settled: an error on the safe side, and one that shows. After a restart nobody knows what the keeper has heard: then
+        nothing is carried over, and what the old instance had unreported is in what it is held for.
         """
         fresh = Books()
         fresh.next_hold = self.next_hold
+        if not self.heard:
+            return fresh
         for lease in self.leases.values():
             acked = lease.acked
             heir = fresh.lease(lease.account)

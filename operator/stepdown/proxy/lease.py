@@ -28,6 +28,7 @@ class Lease:
         "consumed",
         "end_s",
         "estimated",
+        "expected_nusd_s",
         "free",
         "granted",
         "hard",
@@ -59,6 +60,8 @@ class Lease:
         self.spent_nusd = 0
         self.committed_nusd = 0
         self.rate_nusd_s = 0.0
+        self.expected_nusd_s = 0.0
+        """Before its period begins: the rate of the period before."""
         self.seen_taken = 0
 
     @property
@@ -119,12 +122,14 @@ class Lease:
         """Brings the rate of reservation up to date, once a sync."""
         if elapsed_s <= 0:
             return
+        if self.taken:
+            self.expected_nusd_s = 0.0
         weight = 0.5 ** (elapsed_s / _HALF_S)
         self.rate_nusd_s = self.rate_nusd_s * weight + (self.taken - self.seen_taken) / elapsed_s * (1 - weight)
         self.seen_taken = self.taken
 
     def report(self) -> LeaseReport:
-        want = int(self.rate_nusd_s * WANT_S) if self.hard else 0
+        want = int(max(self.rate_nusd_s, self.expected_nusd_s) * WANT_S) if self.hard else 0
         return LeaseReport(
             account=self.account,
             granted=self.granted,

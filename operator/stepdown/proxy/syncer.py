@@ -118,6 +118,8 @@ class Syncer:
         asked = {account for ask in asks for rung in ask.rungs for account in rung}
         elapsed_s, self._paced_s = boot_s - self._paced_s, boot_s
         reports = []
+        if till.table is not None:
+            till.expect_next_period(now_s, till.table.fleet.lease_horizon_s)
         for lease in till.books.leases.values():
             lease.pace(elapsed_s)
             report = lease.report()
@@ -203,6 +205,7 @@ class Syncer:
 
     def _acknowledge(self, request: SyncRequest) -> None:
         books = self._till.books
+        books.heard = True
         for report in request.leases:
             books.leases[report.account].acked = report
         books.counters.acknowledge(request.counters)

@@ -8,131 +8,34 @@ brings money and config.
 
 from collections.abc import Callable, Sequence
 from struct import error as StructError
-from typing import NamedTuple
 
-from stepdown.model.config import Reason, RequestClass, Tier
-from stepdown.proxy.books import ESTIMATED, SUCCESS, UNPRICED, Line, Reservation
+from stepdown.model.config import Reason, RequestClass
+from stepdown.proxy.books import ESTIMATED, SUCCESS, UNPRICED
 from stepdown.proxy.clock import Clock
-from stepdown.proxy.counters import Count
 from stepdown.proxy.fit import DRAIN_S, Fit, candidates, output_tokens, worst_case_nusd
+from stepdown.proxy.hold import Hold, Offer, Tab, Usage
 from stepdown.proxy.identity import StateDir
 from stepdown.proxy.lease import Lease
 from stepdown.proxy.refusal import Refused, log_unavailable, no_account, route_gone, unbounded
 from stepdown.proxy.shape import RequestShape
 from stepdown.proxy.share import PremiumShare
-from stepdown.proxy.table import Prices, RouteEntry, RungEntry, Table
+from stepdown.proxy.table import RouteEntry, RungEntry, Table
 from stepdown.proxy.waiting import Queue, Wish
 from stepdown.proxy.wal import LogUnavailable
 
 __all__ = ["Hold", "Refused", "Till", "Usage"]
 
 _DAY_S = 86_400
-_MOST_NUSD = 1 << 62
-"""Above four billion USD for one request: nobody's bound."""
-
-
-class Usage(NamedTuple):
-    """What the upstream says that an attempt took; the three are disjoint, reasoning is part of output."""
-
-    uncached_input: int
-    cached_input: int
-    output: int
-
-
-class Tab(Line):
-    """Where one route's requests of one class on one rung are charged, for as long as day and periods last."""
-
-    __slots__ = ("premium", "request_class", "route", "rung", "share", "until_s")
-
-    def __init__(
-        self,
-        count: Count,
-        leases: tuple[Lease, ...],
-        route: RouteEntry,
-        request_class: RequestClass,
-        rung: RungEntry,
-        until_s: float,
-    ) -> None:
-        super().__init__(count, leases)
-        self.route = route
-        self.request_class = request_class
-        self.rung = rung
-        self.until_s = until_s
-        """Exclusive: from then on another day's counter, or another period's account, is charged."""
-        self.share = route.share
-        self.premium = self.share is not None and request_class == "critical" and rung is route.ladders["critical"].rungs[0]
-
-    def is_stale(self, now_s: float) -> bool:
-        return now_s >= self.until_s or self.route.home.retired
-
-
-class Hold(Reservation):
-    """One attempt's reservation: what it is charged to, and what it is sent with."""
-
-    __slots__ = ("admitted_s", "cost_nusd", "max_tokens", "open", "prices", "reason", "tab")
-
-    def __init__(
-        self,
-        id_: int,
-        tab: Tab,
-        amount_nusd: int,
-        max_tokens: int | None,
-        reason: Reason,
-        prices: Prices | None,
-        admitted_s: float,
-    ) -> None:
-        self.id = id_
-        self.line = self.tab = tab
-        self.amount_nusd = amount_nusd
-        self.max_tokens = max_tokens
-        """To send; None: send no bound."""
-        self.reason = reason
-        self.prices = prices
-        """Pinned at admission; None: Unpriced."""
-        self.admitted_s = admitted_s
-        self.open = True
-        self.cost_nusd = 0
-        """Once it has ended."""
-
-    @property
-    def route(self) -> RouteEntry:
-        return self.tab.route
-
-    @property
-    def request_class(self) -> RequestClass:
-        return self.tab.request_class
-
-    @property
-    def rung(self) -> RungEntry:
-        return self.tab.rung
-
-    @property
-    def tier(self) -> Tier:
-        return self.tab.rung.tier
-
-    @property
-    def day(self) -> int:
-        return self.tab.count.day
-
-    @property
-    def until_s(self) -> float:
-        """The latest that it can end, by the ledger's time."""
-        return self.admitted_s + self.tab.route.timeout_s + DRAIN_S
-
-
-class Offer(NamedTuple):
-    """A rung that would serve a request, and what it would have to reserve."""
-
-    tab: Tab
-    amount_nusd: int
-    max_tokens: int | None
-    reason: Reason
+_MOST_NUSD = 10**15
+"""A million USD. A worst case above it is no bound, a stated usage above it is rubbish; and sums stay far below 64 bits."""
+_MOST_TOKENS = 1 << 40
 
 
 class Till:
     """One process's money. One event loop owns it; nothing here blocks."""
 
     __slots__ = (
+        "_expect_at_s",
         "_shares",
         "_tabs",
         "books",
@@ -164,6 +67,8 @@ class Till:
         self.excess_nusd = 0
         """What requests cost beyond their reservation: an upstream that did not honour its bound."""
         self.refusals: dict[str, int] = {}
+        self._expect_at_s = 0.0
+        """A horizon before this moment there is a next period to look out for: the nearest start, then once a second."""
         self._tabs: dict[tuple[RouteEntry, RequestClass, RungEntry], Tab] = {}
         self._shares: dict[str, PremiumShare] = {}
         self.queue = Queue(self)
@@ -255,9 +160,11 @@ class Till:
             cost_nusd = 0
             if prices is not None:
                 cost_nusd = -(-(uncached * prices[0] + cached * prices[1] + output * prices[2]) // 1000)
+            if cost_nusd > _MOST_NUSD or uncached + cached + output > _MOST_TOKENS:
+                return self.settle(hold, None, success=success)
         try:
             self.log.settle(hold.id, cost_nusd, uncached, cached, output, flags)
-        except StructError:  # numbers that nothing can cost: the upstream answers rubbish, and the reservation stands
+        except StructError:  # below zero: the upstream answers rubbish, and the reservation stands
             return self.settle(hold, None, success=success)
         hold.open = False
         hold.cost_nusd = cost_nusd
@@ -300,7 +207,7 @@ class Till:
         fits = [
             fit
             for fit in candidates(visible, ladder.hidden, shape, route.max_tokens, now_s, until_s)
-            if fit.amount_nusd < _MOST_NUSD
+            if fit.amount_nusd <= _MOST_NUSD
         ]
         if not route.hard:
             best = visible[0]
@@ -330,6 +237,11 @@ class Till:
         """Another config is in force; those who wait are judged by it."""
         self.table = table
         self._tabs.clear()
+        now_s = self.clock.now_s()
+        starts_s = [
+            account.start_s for shard in table.shards.values() for budget in shard.budgets for account in budget.accounts
+        ]
+        self._expect_at_s = float(min((start_s for start_s in starts_s if start_s > now_s), default=0))
         for shard in table.shards.values():
             for budget in shard.budgets:
                 for account in budget.accounts:
@@ -337,6 +249,23 @@ class Till:
                     if lease is not None:
                         lease.describe(account, budget.hard)
         self.queue.retry()
+
+    def expect_next_period(self, now_s: float, horizon_s: float) -> None:
+        """Within a horizon of a period's end, wants a lease in the next one: the keeper may be away when it begins."""
+        if self.table is None or now_s + horizon_s < self._expect_at_s:
+            return
+        self._expect_at_s = now_s + horizon_s + 1
+        for shard in self.table.shards.values():
+            for budget in shard.budgets:
+                account = budget.account_at(now_s + horizon_s) if budget.hard else None
+                if account is None or account.start_s <= now_s:
+                    continue
+                present = budget.account_at(now_s)
+                lease = self.books.leases.get(present.id) if present is not None else None
+                if lease is not None and lease.rate_nusd_s > 0:
+                    heir = self.books.lease(account.id)
+                    heir.describe(account, budget.hard)
+                    heir.expected_nusd_s = lease.rate_nusd_s
 
     def renew(self) -> None:
         """The keeper has fenced this instance: another id, another log (`StateDir.renew`). Raises LogUnavailable."""
@@ -357,14 +286,16 @@ class Till:
     def _hold(self, tab: Tab, amount_nusd: int, max_tokens: int | None, reason: Reason, now_s: float) -> Hold:
         books = self.books
         rung = tab.rung
+        if amount_nusd > _MOST_NUSD:
+            if tab.hard:
+                raise unbounded(tab.route.name, rung.name)
+            amount_nusd = _MOST_NUSD
         prices = rung.flat or rung.prices_at(now_s, now_s + tab.route.timeout_s + DRAIN_S)
         hold = Hold(books.next_hold, tab, amount_nusd, max_tokens, reason, prices, now_s)
         try:
             self.log.reserve(hold.id, tab, amount_nusd)
         except LogUnavailable as error:
             raise log_unavailable(tab.route.name, error) from error
-        except StructError as error:
-            raise unbounded(tab.route.name, rung.name) from error
         books.reserve(hold)
         if tab.premium and tab.share is not None:
             self._share(tab.route.name).spend(tab.share)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from stepdown.model.config import Reason, RequestClass
 from stepdown.model.sync import Ask, AskAnswer
+from stepdown.proxy.hold import Hold, Offer
 from stepdown.proxy.lease import Lease
 from stepdown.proxy.refusal import Refused, exhausted, unreachable
 from stepdown.proxy.shape import RequestShape
 from stepdown.proxy.table import RouteEntry, RungEntry
 
 if TYPE_CHECKING:
-    from stepdown.proxy.till import Hold, Offer, Till
+    from stepdown.proxy.till import Till
 
 POLL_S = 0.2
 """How often a request that waits for money from elsewhere asks again."""
@@ -56,7 +57,7 @@ class Waiter:
         "wish",
     )
 
-    def __init__(self, wish: Wish, offers: "list[Offer]", future: "asyncio.Future[Hold]") -> None:
+    def __init__(self, wish: Wish, offers: list[Offer], future: asyncio.Future[Hold]) -> None:
         self.wish = wish
         self.future = future
         self.fresh = True
@@ -69,7 +70,7 @@ class Waiter:
         self.leases: tuple[Lease, ...] = ()
         self.aim(offers)
 
-    def aim(self, offers: "list[Offer]") -> None:
+    def aim(self, offers: list[Offer]) -> None:
         """New offers: at arrival, and when the period, the config or the instance has changed."""
         self._count(-1)
         self.offers = offers
@@ -113,12 +114,15 @@ class Queue:
     def __len__(self) -> int:
         return len(self.waiting)
 
-    async def wait(self, wish: Wish, offers: "list[Offer]") -> "Hold":
+    async def wait(self, wish: Wish, offers: list[Offer]) -> Hold:
         """The hold, or Refused. When the caller is cancelled, whatever it was given goes back."""
         loop = asyncio.get_running_loop()
         waiter = Waiter(wish, offers, loop.create_future())
         self.waiting[waiter] = None
         timer = loop.call_later(self._till.wait_s, self._expire, waiter)
+        if not self._till.reachable:
+            waiter.settle_down()
+            self.retry()
         self._till.kick()
         try:
             return await waiter.future
@@ -210,7 +214,7 @@ class Queue:
         stale = waiter.offers[0].tab.is_stale(now_s)
         if stale and not self._aim(waiter, now_s):
             return True
-        if min(lease.free for lease in waiter.leases) < waiter.cheapest_nusd:
+        if any(lease.free < waiter.cheapest_nusd for lease in waiter.leases):
             return False
         try:
             for offer in waiter.offers[:1] if waiter.fresh else waiter.offers:
@@ -243,12 +247,15 @@ class Queue:
         """The wait is over: one last look at every rung, then the reason."""
         if waiter.future.done():
             return
-        if waiter.fresh:
+        was_fresh = waiter.fresh
+        if was_fresh:
             waiter.settle_down()
         till = self._till
         boot_s = till.clock.boot_s()
         if not self._serve(waiter, boot_s, boot_s + till.clock.offset_s):
             self._refuse(waiter)
+        if was_fresh:
+            self.retry()
 
     def _refuse(self, waiter: Waiter) -> None:
         tightest = min(waiter.leases, key=lambda lease: lease.free + lease.headroom_nusd)
