@@ -51,6 +51,8 @@ class Balance:
     """Leased to open instances and reserved by no request."""
     unreconciled_nusd: int = 0
     """Held for lost instances beyond what they reported: charged until a statement or an administrator settles it."""
+    excess_nusd: int = 0
+    """The part of `settled_nusd` beyond what was leased: an upstream charged more than a request's worst case."""
     enforced: bool = False
     """Every open instance has acknowledged the binding of every route: the ceiling holds from here on."""
 

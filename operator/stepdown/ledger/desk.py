@@ -1,0 +1,163 @@
+"""The decisions of one transaction: who is granted what. Pure; `Ledger.sync` loads the accounts, asks the desk, and stores.
+
+The one rule: no grant leaves an account's committed money above its limit. Asks are served first, in order of arrival, all
+accounts of a rung or none; then idle headroom; then the answers say what the keeper would like back.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from stepdown.ledger.lease import Account, Lease
+from stepdown.ledger.policy import fair_shares, idle_cap
+from stepdown.model.sync import Ask, AskAnswer, LeaseGrant
+
+PRESSED_S = 3.0
+"""How long an ask that could not be granted makes others give back what is idle: asks are repeated about once a second."""
+
+
+@dataclass
+class Pressure:
+    """Accounts that somebody waits for: how much is missing, and until when that is worth acting on. Lives across batches."""
+
+    missing: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def press(self, account: str, nusd: int, now_s: float) -> None:
+        self.missing[account] = (max(nusd, self.on(account, now_s)), now_s + PRESSED_S)
+
+    def on(self, account: str, now_s: float) -> int:
+        nusd, until_s = self.missing.get(account, (0, 0.0))
+        if until_s and until_s < now_s:
+            del self.missing[account]
+            return 0
+        return nusd
+
+
+class Desk:
+    """Accounts of one batch, by name, at one moment."""
+
+    def __init__(self, accounts: Mapping[str, Account], pressure: Pressure, now_s: float) -> None:
+        self.accounts, self._pressure, self._now_s = accounts, pressure, now_s
+        self._targets: dict[str, dict[int, int]] = {}
+
+    # Asks -------------------------------------------------------------------------------------------------------------
+
+    def earmark(self, instance: int, ask: Ask, rung: int) -> None:
+        """A ticket that was granted before and is still repeated: its money is idle here, but not free."""
+        if rung < len(ask.rungs):
+            for name, nusd in ask.rungs[rung].items():
+                if (account := self.accounts.get(name)) is not None:
+                    account.lease(instance).earmarked += nusd
+
+    def answer(self, instance: int, horizon_s: float, ask: Ask) -> AskAnswer:
+        """Grants the best rung that all its accounts can bear, or none."""
+        for index, rung in enumerate(ask.rungs):
+            held = self._held_after(instance, horizon_s, rung)
+            if held is not None:
+                for name, nusd in rung.items():
+                    account = self.accounts[name]
+                    lease = account.lease(instance)
+                    account.grant(lease, held[name])
+                    lease.earmarked += nusd
+                return AskAnswer(id=ask.id, rung=index)
+        recoverable = False
+        for rung in ask.rungs:
+            if self._could_come(rung, horizon_s):
+                recoverable = True
+                self._press(instance, rung)
+        return AskAnswer(id=ask.id, rung=-1, recoverable=recoverable)
+
+    def _held_after(self, instance: int, horizon_s: float, rung: Mapping[str, int]) -> dict[str, int] | None:
+        """What the instance must hold of each account for this rung; None if an account cannot bear it."""
+        held: dict[str, int] = {}
+        for name, nusd in rung.items():
+            account = self.accounts.get(name)
+            if account is None or not self._begun(account, horizon_s):
+                return None
+            lease = account.lease(instance)
+            held[name] = max(lease.held, lease.used + lease.earmarked + nusd)
+            more = max(held[name], lease.used) - lease.committed
+            if account.hard and more > 0 and more > account.headroom:
+                return None
+        return held
+
+    def _could_come(self, rung: Mapping[str, int], horizon_s: float) -> bool:
+        """Whether what is in flight or idle at live instances could still make this rung fit."""
+        for name, nusd in rung.items():
+            account = self.accounts.get(name)
+            if account is None or not self._begun(account, horizon_s):
+                return False
+            if account.hard and nusd > account.remaining:
+                return False
+        return True
+
+    def _press(self, instance: int, rung: Mapping[str, int]) -> None:
+        for name, nusd in rung.items():
+            account = self.accounts[name]
+            lease = account.lease(instance)
+            missing = lease.used + lease.earmarked + nusd - lease.held - max(0, account.headroom)
+            if account.hard and missing > 0:
+                self._pressure.press(name, missing, self._now_s)
+
+    def _begun(self, account: Account, horizon_s: float) -> bool:
+        """The next period's money is not given away earlier than one horizon before it begins."""
+        return self._now_s >= account.start_s - horizon_s
+
+    # Idle headroom ----------------------------------------------------------------------------------------------------
+
+    def top_up(self, instance: int, horizon_s: float) -> None:
+        """Grants idle headroom where the instance wants it and the account can spare it."""
+        for account, lease in self._leases(instance):
+            free = lease.idle - lease.earmarked
+            if not account.hard or free >= lease.want or self._drained(account) or not self._begun(account, horizon_s):
+                continue
+            cap = idle_cap(account.headroom + account.idle)
+            more = min(self._target(account, instance) - free, cap - account.idle, account.headroom)
+            if more > 0:
+                account.grant(lease, lease.held + more)
+
+    def recall(self, account: Account, lease: Lease) -> int:
+        """What the keeper asks this instance to give back, of what it holds idle."""
+        free = max(0, lease.idle - lease.earmarked)
+        if not account.hard or not free:
+            return 0
+        if self._now_s >= account.end_s:
+            return free
+        over = max(-account.headroom, self._pressure.on(account.name, self._now_s))
+        if over > 0:
+            return min(free, over)
+        surplus = account.idle - idle_cap(account.headroom + account.idle)
+        return max(0, min(surplus, free - self._target(account, lease.instance)))
+
+    def _drained(self, account: Account) -> bool:
+        return self._now_s >= account.end_s or account.headroom <= 0 or self._pressure.on(account.name, self._now_s) > 0
+
+    def _target(self, account: Account, instance: int) -> int:
+        shares = self._targets.get(account.name)
+        if shares is None:
+            wants = {each.instance: each.want for each in account.leases.values() if not each.lost}
+            shares = self._targets[account.name] = fair_shares(idle_cap(account.headroom + account.idle), wants)
+        return shares.get(instance, 0)
+
+    # Answers ----------------------------------------------------------------------------------------------------------
+
+    def grants(self, instance: int, mentioned: Iterable[str]) -> tuple[LeaseGrant, ...]:
+        """The keeper's side of the instance's leases: what the message named, and what lies idle without being named."""
+        named = set(mentioned)
+        return tuple(
+            LeaseGrant(
+                account=account.name,
+                granted=lease.granted,
+                recall=self.recall(account, lease),
+                limit=account.limit,
+                committed=account.committed,
+                spent=account.spent,
+            )
+            for account, lease in self._leases(instance)
+            if account.name in named or lease.idle
+        )
+
+    def _leases(self, instance: int) -> Iterator[tuple[Account, Lease]]:
+        for account in self.accounts.values():
+            lease = account.leases.get(instance)
+            if lease is not None:
+                yield account, lease

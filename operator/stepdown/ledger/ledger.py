@@ -1,0 +1,192 @@
+"""The spend ledger: who was granted what, what it cost, and what is left. READ THIS FIRST of the package.
+
+`sync.service` and `local` hold one `Ledger` and call it from one worker thread; `cli` opens others to read. Every method is one
+transaction: it has happened whole when it returns, and not at all when it raises. What decides is pure (`desk`, `lease`,
+`policy`); what is stored is in `store`, `binding` and `traffic`; SQLite's ways are in `sqlite`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from stepdown.budget.account import Balance, Binding
+from stepdown.ledger import binding, closing, errors, migrate, store, traffic, verify, views
+from stepdown.ledger.check import check
+from stepdown.ledger.desk import Pressure
+from stepdown.ledger.round import Published, Round
+from stepdown.ledger.schema import REVISIONS, accepted_specs
+from stepdown.ledger.sqlite import Database, open_database
+from stepdown.ledger.traffic import RouteTotal
+from stepdown.ledger.views import InstanceView
+from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
+
+_SEEN, _REVISION = "seen_s", "revision"
+
+
+class Ledger:
+    """An open ledger. Not for two threads at once."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._names = store.Names()
+        self._pressure = Pressure()
+        self._published = Published()
+        with self._transaction() as connection:
+            self.revision = int(store.read_meta(connection, _REVISION, "0"))
+            self._seen_s = max(float(store.read_meta(connection, _SEEN, "0")), store.last_heard_s(connection))
+
+    @classmethod
+    def open(cls, path_or_url: str | Path, *, create: bool, read_only: bool = False) -> "Ledger":
+        """Opens the ledger as its keeper, or to read. Raises a LedgerError that says what to do."""
+        database = open_database(_path(path_or_url), create=create, read_only=read_only)
+        try:
+            with database.transaction() as connection:
+                found = migrate.revision_of(connection, database.path)
+                if found != REVISIONS[-1]:
+                    if read_only:
+                        raise errors.LedgerOld(
+                            f"the ledger {database.path} has schema {found}, this build reads {REVISIONS[-1]}: "
+                            "`stepdown run` upgrades it"
+                        )
+                    migrate.upgrade(connection)
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._database.transaction() as connection:
+                yield connection
+        except BaseException:
+            self._names.forget()
+            raise
+
+    def _now(self, now_s: float) -> float:
+        """Time as far as decisions go: it never runs backwards."""
+        self._seen_s = max(self._seen_s, now_s)
+        return self._seen_s
+
+    # Proxies ----------------------------------------------------------------------------------------------------------
+
+    def sync(self, batch: Sequence[SyncRequest], now_s: float) -> list[SyncAnswer]:
+        """Takes in what proxies report and grants what they ask, in order of arrival, in one transaction.
+
+        The answers carry no config: the service adds it.
+        """
+        for request in batch:
+            check(request)
+        now_s = self._now(now_s)
+        answers: dict[int, SyncAnswer] = {}
+        with self._transaction() as connection:
+            store.mark_lost(connection, now_s)
+            for part in _rounds(batch):
+                round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s)
+                for index, answer in zip(part, round_.run([batch[index] for index in part]), strict=True):
+                    answers[index] = answer
+        return [answers[index] for index in range(len(batch))]
+
+    def publish(self, fleet: str, digests: Mapping[int, str], horizon_s: float) -> None:
+        """From here on, an instance of this fleet that acknowledges one of these digests obeys all that is bound now.
+
+        To be called after `bind`, with the digest of every shard; it is not stored, so once after every start too.
+        """
+        self._published.add(fleet, digests, horizon_s, self.revision)
+
+    def settle_instance(self, instance: str, consumed: Mapping[str, int] | None, now_s: float) -> None:
+        """An administrator's word on a lost instance: what it consumed of each account, at least what it reported (None: that).
+
+        It is closed for good; should it come back, it is told to take a new id.
+        """
+        now_s = self._now(now_s)
+        with self._transaction() as connection:
+            store.mark_lost(connection, now_s)
+            closing.settle(connection, instance, consumed)
+
+    # The plan ---------------------------------------------------------------------------------------------------------
+
+    def bind(self, bindings: Sequence[Binding], now_s: float) -> None:
+        """Makes accounts, limits and bound routes what the plan says: all of them, every time.
+
+        What is missing is bound no more, and keeps what it has spent.
+        """
+        now_s = self._now(now_s)
+        with self._transaction() as connection:
+            revision = self.revision + 1
+            store.write_meta(connection, _SEEN, repr(now_s))
+            if binding.bind(connection, self._names, bindings, revision, now_s):
+                store.write_meta(connection, _REVISION, str(revision))
+            else:
+                revision = self.revision
+        self.revision = revision
+
+    def accepted(self) -> dict[str, tuple[int, str]]:
+        """The last accepted spec of each object: UID → (generation, spec as JSON)."""
+        with self._transaction() as connection:
+            return {row.uid: (row.generation, row.spec) for row in connection.execute(sa.select(accepted_specs))}
+
+    def accept(self, specs: Mapping[str, tuple[int, str]], gone: Sequence[str] = ()) -> None:
+        """Remembers accepted specs, and forgets those of objects that are gone."""
+        with self._transaction() as connection:
+            views.accept(connection, specs, gone)
+
+    # Views ------------------------------------------------------------------------------------------------------------
+
+    def balances(self, now_s: float, *, ended: bool = False) -> dict[str, Balance]:
+        """Where the money of each account is; of those whose period has ended only with `ended`."""
+        now_s = max(self._seen_s, now_s)
+        with self._transaction() as connection:
+            return views.balances(connection, now_s, ended=ended)
+
+    def route_totals(self, since_day: int, until_day: int) -> dict[str, RouteTotal]:
+        """By route, over days since 1970-01-01 UTC, both included."""
+        with self._transaction() as connection:
+            return traffic.route_totals(connection, self._names, since_day, until_day)
+
+    def counters(self, since_day: int, until_day: int, *, by_day: bool = False) -> list[Counter]:
+        """By route, model and class (and day), over all instances; both days included."""
+        with self._transaction() as connection:
+            return traffic.totals(connection, self._names, since_day, until_day, by_day)
+
+    def instances(self, *, closed: bool = False) -> list[InstanceView]:
+        """Every proxy process that is open or lost, and with `closed` the tombstones, with its leases."""
+        with self._transaction() as connection:
+            return views.instances(connection, closed=closed)
+
+    def verify(self) -> list[str]:
+        """Differences between the ledger's own sums, a sentence each; none when all is well."""
+        with self._transaction() as connection:
+            return verify.differences(connection)
+
+
+def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:
+    """The batch in order, in parts in which no instance speaks twice: its later message is judged after its earlier one."""
+    part: list[int] = []
+    speakers: set[str] = set()
+    for index, request in enumerate(batch):
+        if request.instance in speakers:
+            yield part
+            part, speakers = [], set()
+        part.append(index)
+        speakers.add(request.instance)
+    if part:
+        yield part
+
+
+def _path(path_or_url: str | Path) -> Path | None:
+    if isinstance(path_or_url, Path):
+        return path_or_url
+    if path_or_url in (":memory:", "sqlite://"):
+        return None
+    scheme, separator, rest = path_or_url.partition("://")
+    if not separator:
+        return Path(path_or_url)
+    if scheme != "sqlite":
+        raise errors.LedgerRefused(f"a ledger at {scheme}:// is not supported: name a file, or sqlite:///FILE")
+    return Path(rest.removeprefix("/") if not rest.startswith("//") else rest[1:])

@@ -1,0 +1,210 @@
+"""One round of a sync transaction: messages of different instances, applied and answered. `Ledger.sync` runs these.
+
+The order matters: what has been spent is taken in from everybody before anything is granted to anybody.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from stepdown.ledger import binding, closing, store, traffic
+from stepdown.ledger.desk import Desk, Pressure
+from stepdown.ledger.errors import LedgerRefused
+from stepdown.ledger.lease import Account
+from stepdown.ledger.schema import bindings, counters
+from stepdown.ledger.store import Instance
+from stepdown.model.config import SHARDS, Shard, digest
+from stepdown.model.sync import AskAnswer, LeaseGrant, SyncAnswer, SyncRequest
+
+EMPTY = {index: digest(Shard(index=index)) for index in range(SHARDS)}
+"""What a proxy that has no config of a shard obeys."""
+
+DIGESTS_KEPT = 256
+"""How many published digests of a shard are remembered: a request may be in flight under any of them."""
+
+UNKNOWN_PERIOD_S = 31 * 86_400
+DEFAULT_HORIZON_S = 600.0
+
+
+@dataclass
+class Published:
+    """Which digest stands for which revision of the bindings, by fleet and shard. In memory: published anew at start."""
+
+    revisions: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    horizons: dict[str, float] = field(default_factory=dict)
+
+    def add(self, fleet: str, digests: Mapping[int, str], horizon_s: float, revision: int) -> None:
+        self.horizons[fleet] = horizon_s
+        for shard in range(SHARDS):
+            known = self.revisions.setdefault((fleet, shard), {})
+            known.pop(current := digests.get(shard, EMPTY[shard]), None)
+            known[current] = revision
+            while len(known) > DIGESTS_KEPT:
+                del known[next(iter(known))]
+
+    def horizon_s(self, fleet: str) -> float:
+        return self.horizons.get(fleet, DEFAULT_HORIZON_S)
+
+    def obeyed(self, fleet: str, acknowledged: Mapping[int, str]) -> dict[int, int]:
+        """By shard: the revision that an instance obeys which has acknowledged these digests."""
+        found = {}
+        for shard in range(SHARDS):
+            revision = self.revisions.get((fleet, shard), {}).get(acknowledged.get(shard) or EMPTY[shard])
+            if revision is not None:
+                found[shard] = revision
+        return found
+
+
+class Round:
+    """The messages of one round, the instances that sent them, and the accounts that they touch."""
+
+    def __init__(
+        self,
+        connection: sa.Connection,
+        names: store.Names,
+        pressure: Pressure,
+        published: Published,
+        revision: int,
+        now_s: float,
+    ) -> None:
+        self._connection, self._names, self._pressure = connection, names, pressure
+        self._published, self._revision, self._now_s = published, revision, now_s
+        self._instances: dict[str, Instance] = {}
+        self._accounts: dict[str, Account] = {}
+        self._asked: dict[str, tuple[AskAnswer, ...]] = {}
+
+    def run(self, batch: Sequence[SyncRequest]) -> list[SyncAnswer]:
+        self._instances = store.load_instances(self._connection, [each.instance for each in batch])
+        verdicts = {each.instance: self._judge(each) for each in batch}
+        fresh = [each for each in batch if verdicts[each.instance] == "ok"]
+        back = {self._instances[each.instance].id for each in fresh if self._meet(each)}
+        traffic.merge(
+            self._connection,
+            self._names,
+            [(self._instances[each.instance].id, each.counters) for each in fresh if each.counters],
+        )
+        self._load([each for each in batch if verdicts[each.instance] != "fenced"])
+        for account in self._accounts.values():
+            for instance in back & account.leases.keys():
+                account.mark(account.leases[instance], lost=False)
+        for each in fresh:
+            self._take_in(each)
+        for each in fresh:
+            self._open(each)
+        for each in fresh:
+            if each.closing:
+                closing.close(self._connection, self._instances[each.instance], self._accounts.values())
+        desk = Desk(self._accounts, self._pressure, self._now_s)
+        live = [each for each in fresh if not each.closing]
+        self._serve(desk, live, [each for each in batch if verdicts[each.instance] == "stale"])
+        for each in live:
+            desk.top_up(self._instances[each.instance].id, self._instances[each.instance].horizon_s)
+        answers = [self._answer(desk, each, verdicts[each.instance]) for each in batch]
+        store.save_accounts(self._connection, self._accounts.values())
+        store.save_instances(self._connection, [self._instances[each.instance] for each in fresh])
+        return answers
+
+    # Taking in --------------------------------------------------------------------------------------------------------
+
+    def _judge(self, request: SyncRequest) -> str:
+        instance = self._instances.get(request.instance)
+        if instance is None:
+            instance = store.create_instance(self._connection, request.instance, request.fleet, self._now_s)
+            self._instances[request.instance] = instance
+        if instance.fleet != request.fleet:
+            raise LedgerRefused(
+                f"sync from {request.instance}: it says fleet {request.fleet!r}, but began as one of {instance.fleet!r}; "
+                "an instance stays in its fleet"
+            )
+        if instance.state == "closed":
+            return "ended" if request.closing and request.seq >= instance.seq else "fenced"
+        return "stale" if request.seq < instance.seq else "ok"
+
+    def _meet(self, request: SyncRequest) -> bool:
+        """The instance is heard from. True: it had been given up, and is back with all that it holds."""
+        instance = self._instances[request.instance]
+        was_lost = instance.state == "lost"
+        instance.state, instance.seq = "open", request.seq
+        instance.last_s, instance.longest_s = self._now_s, request.longest_s
+        instance.horizon_s = self._published.horizon_s(request.fleet)
+        return was_lost
+
+    def _load(self, batch: Sequence[SyncRequest]) -> None:
+        wanted = {report.account for each in batch for report in each.leases}
+        wanted |= {name for each in batch for ask in each.asks for rung in ask.rungs for name in rung}
+        instances = [self._instances[each.instance].id for each in batch]
+        self._accounts = store.load_named(self._connection, wanted, instances)
+
+    def _take_in(self, request: SyncRequest) -> None:
+        instance = self._instances[request.instance]
+        for report in request.leases:
+            account = self._accounts.get(report.account)
+            if account is None:
+                if not (report.granted or report.consumed or report.reserved):
+                    continue
+                account = self._accounts[report.account] = self._unheard_of(request, report.account)
+            account.report(account.lease(instance.id), report)
+
+    def _unheard_of(self, request: SyncRequest, name: str) -> Account:
+        """Money spent from an account that the plan has not named: it is recorded, with a limit of 0, until the plan does."""
+        budget, _, start = name.rpartition("@")
+        if not budget or not start.isdecimal() or not start.isascii() or len(start) > 12:
+            raise LedgerRefused(f"sync from {request.instance}: {name!r} is no account; valid is NAMESPACE/BUDGET@START")
+        start_s = int(start)
+        return store.create_account(self._connection, name, budget, start_s, start_s + UNKNOWN_PERIOD_S, 0, True)
+
+    def _open(self, request: SyncRequest) -> None:
+        """Charges what bound routes spent before the instance obeyed, and then notes what it obeys now."""
+        instance = self._instances[request.instance]
+        if len(instance.acked) == SHARDS and min(instance.acked.values()) >= self._revision:
+            return
+        oldest = min((instance.acked.get(shard, 0) for shard in range(SHARDS)), default=0)
+        where = sa.and_(counters.c.instance == instance.id, bindings.c.revision > oldest)
+        binding.charge(self._connection, self._accounts, where, now_s=self._now_s, obeyed=instance.acked)
+        for shard, revision in self._published.obeyed(request.fleet, request.acknowledged).items():
+            instance.acked[shard] = max(revision, instance.acked.get(shard, 0))
+
+    # Answering --------------------------------------------------------------------------------------------------------
+
+    def _serve(self, desk: Desk, live: Sequence[SyncRequest], stale: Sequence[SyncRequest]) -> None:
+        """Answers every ask: those granted before as before, the others in order of arrival."""
+        granted = store.load_tickets(self._connection, [self._instances[each.instance].id for each in (*live, *stale)])
+        new, gone = [], []
+        for each in (*live, *stale):
+            number = self._instances[each.instance].id
+            for ask in each.asks:
+                if (rung := granted[number].get(ask.id)) is not None:
+                    desk.earmark(number, ask, rung)
+        for each in live:
+            instance, known = self._instances[each.instance], granted[self._instances[each.instance].id]
+            repeated = {ask.id for ask in each.asks}
+            gone += [{"i": instance.id, "a": ask} for ask in known if ask not in repeated]
+            answers = []
+            for ask in each.asks:
+                if ask.id in known:
+                    answers.append(AskAnswer(id=ask.id, rung=known[ask.id]))
+                    continue
+                answers.append(desk.answer(instance.id, instance.horizon_s, ask))
+                if (rung := answers[-1].rung) >= 0:
+                    known[ask.id] = rung
+                    new.append({"instance": instance.id, "ask": ask.id, "rung": rung})
+            self._asked[each.instance] = tuple(answers)
+        for each in stale:
+            known = granted[self._instances[each.instance].id]
+            self._asked[each.instance] = tuple(AskAnswer(id=ask.id, rung=known[ask.id]) for ask in each.asks if ask.id in known)
+        store.save_tickets(self._connection, new, gone)
+
+    def _answer(self, desk: Desk, request: SyncRequest, verdict: str) -> SyncAnswer:
+        leases: tuple[LeaseGrant, ...] = ()
+        if verdict in ("ok", "stale") and not request.closing:
+            mentioned = {report.account for report in request.leases}
+            mentioned |= {name for ask in request.asks for rung in ask.rungs for name in rung}
+            leases = desk.grants(self._instances[request.instance].id, mentioned)
+        return SyncAnswer(
+            seq=request.seq,
+            now_s=self._now_s,
+            verdict="fenced" if verdict == "fenced" else "stale" if verdict == "stale" else "ok",
+            leases=leases,
+            asks=self._asked.get(request.instance, ()),
+        )

@@ -1,0 +1,245 @@
+"""Accounts, leases, instances and tickets between the tables and the desk: what one transaction reads, and what of it changed.
+
+`Ledger` calls this inside its transactions. Reads are a few statements a batch, not a ticket; writes are what differs from what
+was read. No statement here is SQLite's alone.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from stepdown.ledger.lease import Account, Lease
+from stepdown.ledger.schema import accounts, instances, leases, meta, names, tickets
+
+CHUNK = 500
+"""Names or numbers in one IN list."""
+
+_LEASE = ("granted", "returned", "consumed", "estimated", "reserved", "excess", "want")
+_TOTALS = ("opening", "closed_consumed", "closed_estimated", "closed_excess", "closed_unmetered")
+_PLAIN = ("id", "name", "budget", "start_s", "end_s", "limit_nusd", "hard")
+_ACCOUNT = [accounts.c[name] for name in (*_PLAIN, *_TOTALS)]
+
+
+@dataclass(slots=True)
+class Instance:
+    """One proxy process as the ledger knows it."""
+
+    id: int
+    name: str
+    fleet: str
+    state: str
+    seq: int
+    first_s: float
+    last_s: float
+    longest_s: float
+    horizon_s: float
+    acked: dict[int, int] = field(default_factory=dict)
+    """By shard: the newest binding revision that it obeys."""
+
+
+T = TypeVar("T")
+
+
+def chunks(values: Collection[T]) -> Iterator[Sequence[T]]:
+    listed = list(values)
+    for start in range(0, len(listed), CHUNK):
+        yield listed[start : start + CHUNK]
+
+
+# Instances ------------------------------------------------------------------------------------------------------------
+
+
+def load_instances(
+    connection: sa.Connection, wanted: Collection[str] | None = None, *, state: str | None = None
+) -> dict[str, Instance]:
+    """By name; None: all but nobody, or all of one state."""
+    if wanted is None:
+        every = sa.select(instances).where(instances.c.id != 0)
+        rows = list(connection.execute(every if state is None else every.where(instances.c.state == state)))
+    else:
+        rows = [
+            row for part in chunks(wanted) for row in connection.execute(sa.select(instances).where(instances.c.name.in_(part)))
+        ]
+    return {row.name: _instance(row) for row in rows}
+
+
+def _instance(row: sa.Row[Any]) -> Instance:
+    plain: dict[str, Any] = dict(row._mapping)
+    acked = json.loads(plain.pop("acked"))
+    return Instance(**plain, acked={int(shard): revision for shard, revision in acked.items()})
+
+
+def create_instance(connection: sa.Connection, name: str, fleet: str, now_s: float) -> Instance:
+    new = Instance(0, name, fleet, "open", -1, now_s, now_s, 0.0, 0.0)
+    result = connection.execute(instances.insert().values(**_instance_row(new)))
+    assert result.inserted_primary_key is not None
+    new.id = result.inserted_primary_key[0]
+    return new
+
+
+def save_instances(connection: sa.Connection, changed: Iterable[Instance]) -> None:
+    rows = [{"key": each.id, **_instance_row(each)} for each in changed]
+    if rows:
+        connection.execute(instances.update().where(instances.c.id == sa.bindparam("key")), rows)
+
+
+def _instance_row(each: Instance) -> dict[str, object]:
+    return {
+        "name": each.name,
+        "fleet": each.fleet,
+        "state": each.state,
+        "seq": each.seq,
+        "first_s": each.first_s,
+        "last_s": each.last_s,
+        "longest_s": each.longest_s,
+        "horizon_s": each.horizon_s,
+        "acked": json.dumps({str(shard): revision for shard, revision in each.acked.items()}),
+    }
+
+
+def last_heard_s(connection: sa.Connection) -> float:
+    return float(connection.execute(sa.select(sa.func.max(instances.c.last_s))).scalar() or 0.0)
+
+
+def mark_lost(connection: sa.Connection, now_s: float) -> None:
+    """Silent for longer than its leases and its longest request live: it stays charged with all that it holds."""
+    silent = instances.c.last_s + instances.c.horizon_s + instances.c.longest_s < now_s
+    connection.execute(instances.update().where(instances.c.state == "open", silent).values(state="lost"))
+
+
+# Accounts and leases --------------------------------------------------------------------------------------------------
+
+
+def load_accounts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> dict[int, Account]:
+    """Accounts that meet a condition, by row, without their leases."""
+    return {row[0]: Account(*row) for row in connection.execute(sa.select(*_ACCOUNT).where(*where)).all()}
+
+
+def load_named(connection: sa.Connection, wanted: Collection[str], at: Collection[int]) -> dict[str, Account]:
+    """Accounts by name, and all in which one of these instances has a lease; with every lease of each."""
+    found: dict[int, Account] = {}
+    for names_ in chunks(wanted):
+        found |= load_accounts(connection, accounts.c.name.in_(names_))
+    for instances_ in chunks(at):
+        theirs = sa.select(leases.c.account).where(leases.c.instance.in_(instances_))
+        found |= load_accounts(connection, accounts.c.id.in_(theirs))
+    load_leases(connection, found)
+    return {account.name: account for account in found.values()}
+
+
+def load_leases(connection: sa.Connection, into: dict[int, Account], *, everything: bool = False) -> None:
+    """Every lease of these accounts (`everything`: that is all accounts, and one statement will do)."""
+    select = sa.select(leases, instances.c.state).join(instances, instances.c.id == leases.c.instance)
+    parts = [None] if everything else list(chunks(into))
+    for part in parts:
+        for row in connection.execute(select if part is None else select.where(leases.c.account.in_(part))):
+            if row.account in into:
+                into[row.account].add(Lease(*row[:9], lost=row.state == "lost"))
+
+
+def create_account(
+    connection: sa.Connection, name: str, budget: str, start_s: int, end_s: int, limit_nusd: int, hard: bool
+) -> Account:
+    values = {"name": name, "budget": budget, "start_s": start_s, "end_s": end_s, "limit_nusd": limit_nusd, "hard": hard}
+    result = connection.execute(accounts.insert().values(**values, **dict.fromkeys(_TOTALS, 0)))
+    assert result.inserted_primary_key is not None
+    return Account(result.inserted_primary_key[0], name, budget, start_s, end_s, limit_nusd, hard, 0, 0, 0, 0, 0)
+
+
+def save_accounts(connection: sa.Connection, changed: Iterable[Account]) -> None:
+    """Writes the totals and leases that differ from what was read."""
+    totals, new, old = [], [], []
+    for account in changed:
+        if account.totals != account.stored:
+            totals.append({"key": account.id, **dict(zip(_TOTALS, account.totals, strict=True))})
+            account.stored = account.totals
+        for lease in account.leases.values():
+            numbers = lease.numbers
+            if lease.stored is None:
+                if any(numbers):
+                    new.append({"account": account.id, "instance": lease.instance, **dict(zip(_LEASE, numbers, strict=True))})
+            elif lease.stored != numbers:
+                old.append({"a": account.id, "i": lease.instance, **dict(zip(_LEASE, numbers, strict=True))})
+            lease.stored = numbers
+    if totals:
+        connection.execute(accounts.update().where(accounts.c.id == sa.bindparam("key")), totals)
+    if new:
+        connection.execute(leases.insert(), new)
+    if old:
+        this = (leases.c.account == sa.bindparam("a"), leases.c.instance == sa.bindparam("i"))
+        connection.execute(leases.update().where(*this), old)
+
+
+def drop_leases(connection: sa.Connection, instance: int) -> None:
+    connection.execute(leases.delete().where(leases.c.instance == instance))
+    connection.execute(tickets.delete().where(tickets.c.instance == instance))
+
+
+# Tickets --------------------------------------------------------------------------------------------------------------
+
+
+def load_tickets(connection: sa.Connection, of: Collection[int]) -> dict[int, dict[int, int]]:
+    """By instance and ask: the rung that was granted."""
+    found: dict[int, dict[int, int]] = {instance: {} for instance in of}
+    for part in chunks(of):
+        for row in connection.execute(sa.select(tickets).where(tickets.c.instance.in_(part))):
+            found[row.instance][row.ask] = row.rung
+    return found
+
+
+def save_tickets(connection: sa.Connection, new: Sequence[dict[str, int]], gone: Sequence[dict[str, int]]) -> None:
+    if gone:
+        this = (tickets.c.instance == sa.bindparam("i"), tickets.c.ask == sa.bindparam("a"))
+        connection.execute(tickets.delete().where(*this), list(gone))
+    if new:
+        connection.execute(tickets.insert(), list(new))
+
+
+# Names and odds and ends ----------------------------------------------------------------------------------------------
+
+
+class Names:
+    """Routes and models as numbers. What a failed transaction had named is forgotten again (`forget`)."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+
+    def forget(self) -> None:
+        self._ids.clear()
+        self._names.clear()
+
+    def ids(self, connection: sa.Connection, wanted: Collection[str]) -> dict[str, int]:
+        """The numbers of these names, new ones where needed."""
+        missing = {name for name in wanted if name not in self._ids}
+        for part in chunks(missing):
+            self._learn(connection.execute(sa.select(names).where(names.c.name.in_(part))))
+        new = sorted(name for name in missing if name not in self._ids)
+        if new:
+            connection.execute(names.insert(), [{"name": name} for name in new])
+            for part in chunks(new):
+                self._learn(connection.execute(sa.select(names).where(names.c.name.in_(part))))
+        return {name: self._ids[name] for name in wanted}
+
+    def names(self, connection: sa.Connection) -> dict[int, str]:
+        """Every number's name."""
+        self._learn(connection.execute(sa.select(names)))
+        return self._names
+
+    def _learn(self, rows: Iterable[sa.Row[Any]]) -> None:
+        for row in rows:
+            self._ids[row.name] = row.id
+            self._names[row.id] = row.name
+
+
+def read_meta(connection: sa.Connection, name: str, default: str) -> str:
+    value = connection.execute(sa.select(meta.c.value).where(meta.c.name == name)).scalar()
+    return default if value is None else str(value)
+
+
+def write_meta(connection: sa.Connection, name: str, value: str) -> None:
+    if not connection.execute(meta.update().where(meta.c.name == name).values(value=value)).rowcount:
+        connection.execute(meta.insert().values(name=name, value=value))

@@ -1,0 +1,142 @@
+"""Counters: what every route, model and class has served and cost, by UTC day and instance. `Ledger` calls this.
+
+They are cumulative over the life of an instance, so merging is taking the larger: a report may be lost, repeated or reordered.
+A closed instance's counters are added to nobody's (instance 0), so the table grows with traffic's variety, not with pods.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from stepdown.ledger.schema import counters
+from stepdown.ledger.store import Names, chunks
+from stepdown.model.config import CLASSES, RequestClass
+from stepdown.model.sync import Counter
+
+KEYS = ("day", "route", "instance", "model", "request_class")
+SUMS = (
+    "requests",
+    "successes",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "cost_nusd",
+    "estimated_nusd",
+    "unpriced",
+)
+_CLASS = {name: index for index, name in enumerate(CLASSES)}
+
+Key = tuple[int, ...]
+Sums = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTotal:
+    """What one route has served in a span of days, over all its models, classes and instances."""
+
+    route: str
+    requests: int
+    successes: int
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+    cost_nusd: int
+    estimated_nusd: int
+    unpriced: int
+
+
+def merge(connection: sa.Connection, names: Names, reports: Sequence[tuple[int, Sequence[Counter]]]) -> None:
+    """Takes in what instances report, each number only upwards."""
+    said = [each for _, some in reports for each in some]
+    if not said:
+        return
+    ids = names.ids(connection, {each.route for each in said} | {each.model for each in said})
+    wanted: dict[Key, Sums] = {}
+    for instance, some in reports:
+        for each in some:
+            key = (each.day, ids[each.route], instance, ids[each.model], _CLASS[each.request_class])
+            wanted[key] = _larger(wanted.get(key), tuple(getattr(each, name) for name in SUMS))
+    _write(connection, _stored(connection, set(wanted)), wanted)
+
+
+def fold(connection: sa.Connection, instance: int) -> None:
+    """A closed instance's counters become nobody's."""
+    rows = list(connection.execute(sa.select(counters).where(counters.c.instance == instance)))
+    if not rows:
+        return
+    moved: dict[Key, Sums] = {(row[0], row[1], 0, row[3], row[4]): tuple(row[5:]) for row in rows}
+    stored = _stored(connection, set(moved))
+    for key, sums in stored.items():
+        moved[key] = tuple(a + b for a, b in zip(sums, moved[key], strict=True))
+    connection.execute(counters.delete().where(counters.c.instance == instance))
+    _write(connection, stored, moved)
+
+
+def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
+    """Which of these rows exist, with what they hold."""
+    found: dict[Key, Sums] = {}
+    days = {key[0] for key in keys}
+    instances = {key[2] for key in keys}
+    for routes in chunks({key[1] for key in keys}):
+        select = sa.select(counters).where(
+            counters.c.day.in_(days), counters.c.route.in_(routes), counters.c.instance.in_(instances)
+        )
+        for row in connection.execute(select):
+            key = tuple(row[:5])
+            if key in keys:
+                found[key] = tuple(row[5:])
+    return found
+
+
+def _write(connection: sa.Connection, stored: dict[Key, Sums], wanted: dict[Key, Sums]) -> None:
+    new, old = [], []
+    for key, sums in wanted.items():
+        was = stored.get(key)
+        larger = _larger(was, sums)
+        if was is None:
+            new.append({**dict(zip(KEYS, key, strict=True)), **dict(zip(SUMS, sums, strict=True))})
+        elif larger != was:
+            this = {f"k_{name}": part for name, part in zip(KEYS, key, strict=True)}
+            old.append({**this, **dict(zip(SUMS, larger, strict=True))})
+    if new:
+        connection.execute(counters.insert(), new)
+    if old:
+        this_row = [counters.c[name] == sa.bindparam(f"k_{name}") for name in KEYS]
+        connection.execute(counters.update().where(*this_row), old)
+
+
+def _larger(one: Sums | None, other: Sums) -> Sums:
+    return other if one is None else tuple(map(max, one, other))
+
+
+def route_totals(connection: sa.Connection, names: Names, since_day: int, until_day: int) -> dict[str, RouteTotal]:
+    """By route; both days included."""
+    sums = [sa.func.sum(counters.c[name]) for name in SUMS]
+    select = (
+        sa.select(counters.c.route, *sums)
+        .where(counters.c.day >= since_day, counters.c.day <= until_day)
+        .group_by(counters.c.route)
+    )
+    known = names.names(connection)
+    rows = (RouteTotal(known[row[0]], *(int(each) for each in row[1:])) for row in connection.execute(select))
+    return {row.route: row for row in sorted(rows, key=lambda row: row.route)}
+
+
+def totals(connection: sa.Connection, names: Names, since_day: int, until_day: int, by_day: bool) -> list[Counter]:
+    """By route, model and class (and day), over all instances; both days included. Without `by_day`, the day is the first."""
+    keys = [counters.c.route, counters.c.model, counters.c.request_class]
+    day = counters.c.day if by_day else sa.func.min(counters.c.day)
+    sums = [sa.func.sum(counters.c[name]) for name in SUMS]
+    select = (
+        sa.select(*keys, day, *sums)
+        .where(counters.c.day >= since_day, counters.c.day <= until_day)
+        .group_by(*keys, *([counters.c.day] if by_day else []))
+    )
+    known = names.names(connection)
+    found = []
+    for route, model, request_class, on, *numbers in connection.execute(select):
+        kind: RequestClass = CLASSES[request_class]
+        plain = dict(zip(SUMS, (int(each) for each in numbers), strict=True))
+        found.append(Counter(route=known[route], model=known[model], request_class=kind, day=on, **plain))
+    return sorted(found, key=lambda each: (each.route, each.day, each.model, each.request_class))

@@ -1,0 +1,103 @@
+"""What the ledger shows: balances, instances, and the specs it keeps for the plan. `Ledger`'s views call this."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from stepdown.budget.account import Balance
+from stepdown.ledger import binding, store
+from stepdown.ledger.lease import Account
+from stepdown.ledger.schema import accepted_specs, accounts
+from stepdown.ledger.store import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """One lease, in nUSD. `unreconciled_nusd`: what a lost instance holds beyond what it reported."""
+
+    account: str
+    granted_nusd: int
+    returned_nusd: int
+    consumed_nusd: int
+    estimated_nusd: int
+    reserved_nusd: int
+    excess_nusd: int
+    unreconciled_nusd: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One proxy process. `state`: open, lost (silent for longer than its leases live) or closed."""
+
+    name: str
+    fleet: str
+    state: str
+    first_s: float
+    last_s: float
+    leases: tuple[LeaseView, ...]
+
+
+def balances(connection: sa.Connection, now_s: float, *, ended: bool) -> dict[str, Balance]:
+    everything = store.load_accounts(connection, *([] if ended else [accounts.c.end_s > now_s]))
+    store.load_leases(connection, everything, everything=True)
+    instances = store.load_instances(connection, state="open")
+    newest = binding.newest_by_shard(connection)
+    return {each.name: _balance(each, newest.get(each.id, {}), instances.values()) for each in everything.values()}
+
+
+def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[Instance]) -> Balance:
+    open_ = [lease for lease in account.leases.values() if not lease.lost]
+    return Balance(
+        account=account.name,
+        budget=account.budget,
+        start_s=account.start_s,
+        end_s=account.end_s,
+        limit_nusd=account.limit,
+        opening_nusd=account.opening,
+        settled_nusd=account.consumed,
+        estimated_nusd=account.closed_estimated + sum(lease.estimated for lease in account.leases.values()),
+        reserved_nusd=sum(lease.reserved for lease in open_),
+        idle_nusd=account.idle,
+        unreconciled_nusd=account.unreconciled,
+        excess_nusd=account.closed_excess + sum(lease.excess for lease in account.leases.values()),
+        enforced=all(each.acked.get(shard, 0) >= revision for each in instances for shard, revision in newest.items()),
+    )
+
+
+def instances(connection: sa.Connection, *, closed: bool) -> list[InstanceView]:
+    everything = store.load_accounts(connection)
+    store.load_leases(connection, everything, everything=True)
+    held: dict[int, list[LeaseView]] = {}
+    for account in sorted(everything.values(), key=lambda each: each.name):
+        for lease in account.leases.values():
+            held.setdefault(lease.instance, []).append(
+                LeaseView(
+                    account=account.name,
+                    granted_nusd=lease.granted,
+                    returned_nusd=lease.returned,
+                    consumed_nusd=lease.consumed,
+                    estimated_nusd=lease.estimated,
+                    reserved_nusd=lease.reserved,
+                    excess_nusd=lease.excess,
+                    unreconciled_nusd=lease.committed - lease.consumed if lease.lost else 0,
+                )
+            )
+    return [
+        InstanceView(each.name, each.fleet, each.state, each.first_s, each.last_s, tuple(held.get(each.id, ())))
+        for each in store.load_instances(connection).values()
+        if closed or each.state != "closed"
+    ]
+
+
+def accept(connection: sa.Connection, specs: Mapping[str, tuple[int, str]], gone: Sequence[str]) -> None:
+    known = {row.uid: (row.generation, row.spec) for row in connection.execute(sa.select(accepted_specs))}
+    new = [{"uid": uid, "generation": g, "spec": spec} for uid, (g, spec) in specs.items() if uid not in known]
+    old = [{"u": uid, "generation": g, "spec": s} for uid, (g, s) in specs.items() if uid in known and known[uid] != (g, s)]
+    if new:
+        connection.execute(accepted_specs.insert(), new)
+    if old:
+        connection.execute(accepted_specs.update().where(accepted_specs.c.uid == sa.bindparam("u")), old)
+    lost = [{"u": uid} for uid in gone if uid in known]
+    if lost:
+        connection.execute(accepted_specs.delete().where(accepted_specs.c.uid == sa.bindparam("u")), lost)

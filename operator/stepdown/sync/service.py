@@ -1,0 +1,167 @@
+"""The sync service: proxies report and ask, the ledger answers, changed config goes down. `local` and `sync.http` call it.
+
+One worker thread has the ledger, so the event loop never waits for a disk. Messages that arrive while a transaction runs share
+the next one (group commit): a thousand asks cost as many fsyncs as there are rounds of the disk, not a thousand.
+
+    SyncError
+    ├── SyncUnavailable   the ledger failed: no answer. A proxy goes on within its leases, and asks again
+    └── SyncRefused       this message is not acceptable, now or later
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from stepdown.budget.account import Binding
+from stepdown.ledger import Ledger
+from stepdown.ledger.check import check
+from stepdown.ledger.errors import LedgerError, LedgerRefused
+from stepdown.model.config import SHARDS, Fleet, Shard, digest
+from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncRequest
+
+T = TypeVar("T")
+
+MAX_BATCH = 256
+"""Messages in one transaction, so that the first of a crowd does not wait for all of it."""
+
+
+class SyncError(Exception):
+    """There is no answer to this message."""
+
+
+class SyncUnavailable(SyncError):
+    """The ledger could not be read or written; nothing was granted."""
+
+
+class SyncRefused(SyncError):
+    """The message says what cannot be, or speaks a protocol that this build does not."""
+
+
+class _Config(NamedTuple):
+    """One fleet's config as published, with its digests."""
+
+    fleet: Fleet
+    fleet_digest: str
+    shards: tuple[Shard, ...]
+    digests: tuple[str, ...]
+
+
+_EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
+_EMPTY_DIGESTS = tuple(digest(shard) for shard in _EMPTY)
+
+
+class SyncService:
+    """Answers proxies. Everything but `publish` is a coroutine on one event loop."""
+
+    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
+        """`clock` says the ledger's time, Unix seconds. From here on only the service's thread calls the ledger."""
+        self._ledger, self._clock = ledger, clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._waiting: list[tuple[SyncRequest, asyncio.Future[SyncAnswer]]] = []
+        self._running: asyncio.Task[None] | None = None
+        self._configs: dict[str, _Config] = {}
+
+    # The plan's side --------------------------------------------------------------------------------------------------
+
+    async def bind(self, bindings: Sequence[Binding]) -> None:
+        """Gives the ledger all accounts, limits and bound routes. Await it before you publish the config that carries them."""
+        await self.call(lambda ledger: ledger.bind(bindings, self._clock()))
+
+    def publish(self, fleet: Fleet, shards: Mapping[int, Shard]) -> None:
+        """The fleet's config from now on; what a proxy lacks of it goes down with its next answer. Absent shards are empty."""
+        before = self._configs.get(fleet.name)
+        now = tuple(shards.get(index, empty) for index, empty in enumerate(_EMPTY))
+        digests = tuple(
+            before.digests[index] if before is not None and before.shards[index] is shard else digest(shard)
+            for index, shard in enumerate(now)
+        )
+        self._configs[fleet.name] = _Config(fleet, digest(fleet), now, digests)
+        self._thread.submit(self._ledger.publish, fleet.name, dict(enumerate(digests)), fleet.lease_horizon_s)
+
+    async def call(self, work: Callable[[Ledger], T]) -> T:
+        """Runs something on the ledger's thread, such as `lambda ledger: ledger.balances(now_s)`. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._ledger)
+
+    async def close(self) -> None:
+        """Answers what is waiting, then closes the ledger."""
+        while self._running is not None:
+            await asyncio.wait([self._running])
+        with contextlib.suppress(RuntimeError):  # Closed before.
+            await self.call(Ledger.close)
+        self._thread.shutdown()
+
+    # The proxies' side ------------------------------------------------------------------------------------------------
+
+    async def sync(self, request: SyncRequest) -> SyncAnswer:
+        """Raises SyncUnavailable or SyncRefused; else the message has been applied durably and whole."""
+        check_protocol(request.protocol)
+        try:
+            check(request)
+        except LedgerRefused as error:
+            raise SyncRefused(str(error)) from error
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._running is None:
+            self._running = asyncio.create_task(self._work())
+        return self._with_config(request, await future)
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                await self._answer(batch)
+        finally:
+            self._running = asyncio.create_task(self._work()) if self._waiting else None
+
+    async def _answer(self, batch: list[tuple[SyncRequest, "asyncio.Future[SyncAnswer]"]]) -> None:
+        requests = [request for request, _ in batch]
+        try:
+            answers = await self.call(lambda ledger: ledger.sync(requests, self._clock()))
+        except LedgerRefused as error:
+            if len(batch) > 1:  # One message must not spoil the others'.
+                for one in batch:
+                    await self._answer([one])
+                return
+            _fail(batch, SyncRefused(str(error)))
+        except (LedgerError, RuntimeError) as error:  # RuntimeError: the thread was shut down.
+            _fail(batch, SyncUnavailable(str(error)))
+        else:
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.done():  # The caller may have gone.
+                    future.set_result(answer)
+        finally:
+            _fail(batch, SyncUnavailable("the keeper failed while it judged this message; nothing was granted"))
+
+    def _with_config(self, request: SyncRequest, answer: SyncAnswer) -> SyncAnswer:
+        config = self._configs.get(request.fleet)
+        if config is None or answer.verdict != "ok" or request.closing:
+            return answer
+        return msgspec.structs.replace(
+            answer,
+            protocol=min(PROTOCOL, request.protocol),
+            fleet=None if request.fleet_digest == config.fleet_digest else config.fleet,
+            shards=tuple(
+                shard
+                for shard, current, empty in zip(config.shards, config.digests, _EMPTY_DIGESTS, strict=True)
+                if (request.digests.get(shard.index) or empty) != current
+            ),
+        )
+
+
+def check_protocol(protocol: int) -> None:
+    """Raises SyncRefused for a version that this build does not speak."""
+    if protocol not in SPOKEN:
+        raise SyncRefused(
+            f"sync protocol {protocol} is not spoken here, {', '.join(map(str, SPOKEN))} is: "
+            "run proxies and keeper of versions that are at most one release apart"
+        )
+
+
+def _fail(batch: list[tuple[SyncRequest, "asyncio.Future[SyncAnswer]"]], error: SyncError) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
