@@ -10,8 +10,8 @@ from typing import Self
 
 from bench import bodies
 from bench.machine import GATEWAY_CORE, LOAD_CORE, Process, free_port
+from bench.policy import FLEET
 
-FLEET = "bench/bench"
 UPSTREAM_KEY = "sk-upstream"
 
 

@@ -82,7 +82,7 @@ def measure(routes: int, changes: int) -> dict[str, Any]:
             _write(policies, first, min(first + PER_FILE, routes), MODELS[0])
         os.environ["UPSTREAM_API_KEY"] = STANDARD_KEY
         ledger = ["--listen", f"127.0.0.1:{port}", "--ledger", str(FOLDER.absolute() / "ledger.db")]
-        argv = [sys.executable, "-c", "from stepdown.cli import main; main()", "run", "-f", str(policies), *ledger]
+        argv = [sys.executable, "-m", "stepdown", "run", "-f", str(policies), *ledger]
         with Process("stepdown-run", argv, GATEWAY_CORE, FOLDER.absolute(), lambda: _ready(port)) as run:
             _model(port, routes - 1)
             took_s = []
