@@ -241,7 +241,7 @@ class Till:
         starts_s = [
             account.start_s for shard in table.shards.values() for budget in shard.budgets for account in budget.accounts
         ]
-        self._expect_at_s = float(min((start_s for start_s in starts_s if start_s > now_s), default=0))
+        self._expect_at_s = float(min((start_s for start_s in starts_s if start_s > now_s), default=float("inf")))
         for shard in table.shards.values():
             for budget in shard.budgets:
                 for account in budget.accounts:
