@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 GROUP = "stepdown.dev"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
+API_VERSION: Literal["stepdown.dev/v1alpha1"] = "stepdown.dev/v1alpha1"
 
 _CAPITALS = {"usd": "USD", "mtok": "MTok", "url": "URL", "sha256": "SHA256", "cpu": "CPU"}
 

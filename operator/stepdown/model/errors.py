@@ -53,7 +53,7 @@ class InvalidObject(ValueError):
 def parse(document: Mapping[str, Any], *, namespace: str = "default") -> AnyResource:
     """The resource that a document describes. Raises InvalidObject.
 
-    `namespace` is for a namespaced object that names none, as kubectl's own is. A `status` is left out: it is Stepdown's to write.
+    `namespace` is for a namespaced object that names none, as kubectl's own is. A `status` is left out: Stepdown writes it.
     """
     kind, metadata = document.get("kind"), document.get("metadata")
     model = KINDS.get(kind) if isinstance(kind, str) else None
@@ -66,7 +66,8 @@ def parse(document: Mapping[str, Any], *, namespace: str = "default") -> AnyReso
         resource: AnyResource = model.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:
         key = key_of(document, namespace)
-        raise InvalidObject([problem for each in error.errors() for problem in _problems(kind, key, model, each)]) from None
+        problems = [each for details in error.errors() for each in _problems(model.kind_name, key, model, details)]
+        raise InvalidObject(problems) from None
     if isinstance(resource, ModelCatalog) and (twice := resource.names_stated_twice()):
         message = f"names {twice[0]!r} twice, as a name or id; every name and id belongs to one model: remove one"
         raise InvalidObject([Problem("ModelCatalog", resource.key, "spec.models", message, ("spec", "models"))])

@@ -202,7 +202,7 @@ class RoutingProxy(Resource):
     )
     rules = (
         Rule(
-            "metadata.name names the Service and must be at most 50 lower-case letters, digits and '-', beginning with a letter",
+            "metadata.name names the Service: use at most 50 lower-case letters, digits and '-', beginning with a letter",
             "size(self.metadata.name) <= 50 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
             lambda p: len(p.name) <= 50 and "." not in p.name and p.name[0].isalpha(),
         ),

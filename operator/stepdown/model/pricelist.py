@@ -1,6 +1,7 @@
 """ModelCatalog: the price list as a resource. `model.catalog` makes of one or several what the plan looks models up in."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt
@@ -28,7 +29,7 @@ class DatedPrice(Api):
 
 
 def _ascending(prices: tuple[DatedPrice, ...]) -> bool:
-    return all(low.from_ < high.from_ for low, high in zip(prices, prices[1:], strict=False))
+    return all(low.from_ < high.from_ for low, high in pairwise(prices))
 
 
 class ModelEntry(Api):

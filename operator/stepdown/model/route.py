@@ -103,7 +103,7 @@ class Parameters(Api):
 
 class Premium(Api):
     max_share_percent: Percent
-    """The most of the route's requests, in percent, that models.premium answers; critical requests beyond it get the default."""
+    """The most of the route's requests, in percent, that models.premium answers; critical ones beyond it get the default."""
 
 
 class ServiceAccountRef(Api):

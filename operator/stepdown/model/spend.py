@@ -1,5 +1,6 @@
 """SpendBudget: a ceiling for a calendar month, the routes it binds, and the steps on the way. budget/ and plan/ read it."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StringConstraints
@@ -92,12 +93,12 @@ DEFAULT_STEPS = (
 
 def _ascending(steps: tuple[Step, ...]) -> bool:
     percents = [step.at_percent for step in steps]
-    return all(low < high for low, high in zip(percents, percents[1:], strict=False))
+    return all(low < high for low, high in pairwise(percents))
 
 
 def _never_rising(steps: tuple[Step, ...]) -> bool:
     tiers = [TIERS.index(step.max_tier) for step in steps if step.max_tier is not None]
-    return all(low >= high for low, high in zip(tiers, tiers[1:], strict=False))
+    return all(low >= high for low, high in pairwise(tiers))
 
 
 class BudgetSpec(Api):
