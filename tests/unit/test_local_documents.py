@@ -132,3 +132,21 @@ def test_a_root_that_is_not_there_is_said(tmp_path: Path) -> None:
     """A typo in -f must not look like an empty policy."""
     with pytest.raises(FolderMissing, match="no such file or folder"):
         load(tmp_path / "nowhere")
+
+
+def test_a_file_that_goes_bad_still_means_what_it_said(tmp_path: Path) -> None:
+    """A budget whose file is being edited must not stop binding its routes for that minute."""
+    path = tmp_path / "a.yaml"
+    path.write_text(ROUTE % "one")
+    folder = Folder([str(tmp_path)])
+    before = folder.load(LATER_NS)
+    for bad in ("kind: [", "a: 1\na: 2"):
+        path.write_text(bad)
+        loaded = folder.load(LATER_NS)
+        assert loaded.documents == before.documents
+        assert loaded.unreadable == {str(path)}
+        assert len(loaded.problems) == 1
+    path.write_text(ROUTE % "two")
+    assert names(folder.load(LATER_NS)) == ["two"]
+    path.unlink()
+    assert folder.load(LATER_NS) == Loaded((), (), frozenset())

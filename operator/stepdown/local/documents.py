@@ -64,7 +64,7 @@ class Loaded:
     documents: tuple[Document, ...]
     problems: tuple[Problem, ...]
     unreadable: frozenset[str]
-    """Files of which nothing is known: what they held before is still meant."""
+    """Files that cannot be read now. `documents` has what they held when they last could be."""
 
 
 @dataclass(slots=True)
@@ -132,17 +132,17 @@ class Folder:
                 return known
             if stat.st_size > MAX_FILE_BYTES:
                 problem = f"{stat.st_size} bytes; a file may have {MAX_FILE_BYTES}. Split it"
-                return _unreadable(name, signature, now_ns, b"", problem)
+                return _kept(_unreadable(name, signature, now_ns, b"", problem), known)
             content = path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
-            return _unreadable(name, (0, 0, 0), 0, b"", f"cannot be read: {error.strerror}")
+            return _kept(_unreadable(name, (0, 0, 0), 0, b"", f"cannot be read: {error.strerror}"), known)
         digest = hashlib.sha256(content).digest()
         if known and known.digest == digest:
             known.signature, known.read_at_ns = signature, now_ns
             return known
-        return _parse_file(name, signature, now_ns, digest, content)
+        return _kept(_parse_file(name, signature, now_ns, digest, content), known)
 
 
 def _walk(folder: FilePath, seen: set[tuple[int, int]]) -> Iterator[FilePath]:
@@ -179,6 +179,13 @@ def _parse_file(name: str, signature: tuple[int, int, int], now_ns: int, digest:
     for each in parsed:
         _expand(name, each, each.value, (), documents, problems)
     return _File(signature, now_ns, digest, tuple(documents), tuple(problems), bad=False)
+
+
+def _kept(entry: _File, known: _File | None) -> _File:
+    """A file that went bad still means what it said last; a file that was never good means nothing."""
+    if entry.bad and known is not None:
+        entry.documents = known.documents
+    return entry
 
 
 def _expand(
