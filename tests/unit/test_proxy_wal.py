@@ -136,7 +136,7 @@ def written(path: Path) -> tuple[bytes, list[int]]:
     writer.settle(first, 60)
     writer.give_back("ns/b@0", 50)
     writer.release(second, attempted=True)
-    writer.reserve(2, 300)
+    writer.reserve(2, 0x0102_0304_0506_0708)  # no byte of it is 0, so that a torn one differs
     data = (path / "log").read_bytes()
     starts, at = [], 0
     while (length := struct.unpack_from("<I", data, at + 4)[0]) or data[at : at + 4] != b"\0\0\0\0":
