@@ -1,0 +1,111 @@
+"""What a pass is made from: every object as it was last seen, and what the ledger knows. The shells (`local`, later the operator)
+gather it; the plan only judges. Frozen: a pass compares with the one before by identity first, so keep objects that did not change.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from stepdown.budget.account import Balance
+from stepdown.model.resources import ModelCatalog, ModelRoute, RoutingProxy, SpendBudget
+
+Kind = Literal["ModelRoute", "SpendBudget", "RoutingProxy", "ModelCatalog"]
+ObjectKey = tuple[str, str]
+"""Kind, and `namespace/name` (`name` of a ModelCatalog)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """An object of ours that could be read but is not what its kind allows: its last accepted spec stays in force."""
+
+    kind: Kind
+    namespace: str
+    """Empty for a ModelCatalog."""
+    name: str
+    message: str
+    """Field, value seen, what would be valid; several joined."""
+    raw: Mapping[str, Any]
+    """The object as read: a budget that was never valid still says whom it meant to bind."""
+    uid: str = ""
+    generation: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Every object of ours, as listed with success. (Unknown is never empty: a shell that could not list makes no World.)"""
+
+    routes: tuple[ModelRoute, ...] = ()
+    budgets: tuple[SpendBudget, ...] = ()
+    proxies: tuple[RoutingProxy, ...] = ()
+    catalogs: tuple[ModelCatalog, ...] = ()
+    """The user's; `global-apis` comes with the product."""
+    invalid: tuple[Invalid, ...] = ()
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Labels of namespaces; one that is missing here has none but `kubernetes.io/metadata.name`."""
+    secrets: Mapping[str, bool | None] = field(default_factory=dict)
+    """`namespace/name` → whether the proxies see the Secret; None or missing: not known."""
+    operator_namespace: str = "stepdown-system"
+    """Where a budget may use namespaceSelector."""
+    allowed_upstreams: tuple[str, ...] = ("https://global-apis.com/v1",)
+    """Base URLs that a RoutingProxy may name; `*` allows any (`stepdown run`: the person at the machine decides)."""
+
+    def labels_of(self, namespace: str) -> dict[str, str]:
+        return {"kubernetes.io/metadata.name": namespace, **self.namespace_labels.get(namespace, {})}
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedSpec:
+    """A spec that was in force: what the ledger keeps of each object by UID."""
+
+    uid: str
+    generation: int
+    spec_json: str
+
+    @property
+    def spec(self) -> Any:
+        return json.loads(self.spec_json)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTotals:
+    """A route's traffic in the current calendar month in UTC."""
+
+    requests: int = 0
+    successes: int = 0
+    input_tokens: int = 0
+    """Cached input included."""
+    output_tokens: int = 0
+    cost_nusd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerView:
+    """What the ledger knows at one moment."""
+
+    balances: Mapping[str, Balance] = field(default_factory=dict)
+    """By account id: current, next and recent accounts."""
+    accepted: Mapping[str, AcceptedSpec] = field(default_factory=dict)
+    """By UID (`uid_of`)."""
+    totals: Mapping[str, RouteTotals] = field(default_factory=dict)
+    """By route (`namespace/name`)."""
+
+
+AnyObject = ModelRoute | SpendBudget | RoutingProxy | ModelCatalog
+
+
+def uid_of(thing: AnyObject | Invalid) -> str:
+    """The object's UID; where no API server has given one, and for catalogs, which are known by name alone, kind and key.
+
+    A catalog that vanished is looked up by the name that a RoutingProxy still gives, hence no UID there.
+    """
+    if isinstance(thing, Invalid):
+        kind, uid = thing.kind, thing.uid
+    else:
+        kind, uid = thing.kind, thing.metadata.uid
+    return uid if uid and kind != "ModelCatalog" else f"{kind}/{thing.key}"
