@@ -1,8 +1,8 @@
 """Every condition that an object's status can carry, and every reason with what it means. `status` and `reconcile` write them,
 `docs` and alerts quote them, so a reason is never changed, only added.
 
-One condition a question, positive polarity, no phase. As kstatus reads them: `Ready=False` means "not yet", so what a person must
-mend is `Ready=False` with `Accepted=False` or `ResolvedRefs=False` beside it. An exhausted budget is working as told: Ready stays True.
+One condition a question, positive polarity, no phase. As kstatus reads them: `Ready=False` means "not yet", so what a person
+must mend is `Ready=False` with `Accepted=False` or `ResolvedRefs=False` beside it. An exhausted budget works as told: Ready.
 """
 
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ WITHIN = "WithinBudget"
 EXHAUSTED = "Exhausted"
 """WithinBudget=False: what is spent and unreconciled has reached the limit."""
 OVER_LIMIT = "OverLimit"
-"""WithinBudget=False: an edit lowered the limit under what is spent, or the upstream exceeded max_tokens; by how much is said."""
+"""WithinBudget=False: an edit lowered the limit under what is spent, or the upstream exceeded max_tokens; says by how much."""
 
 # --- Events --------------------------------------------------------------------------------------------------------------
 
