@@ -47,19 +47,21 @@ def print_machine(value: Any, output: Format) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table as kubectl draws one: no frame, columns by two spaces, and names never cut where there is no terminal."""
-    from rich.box import Box
+    """A table as kubectl draws one: no frame, columns by two spaces. Folded to the terminal; never where there is none."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    plain = Box("    \n" * 8)
-    table = Table(box=plain, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=False)
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 200)
-    if title:
-        console.print(Text(title, style="bold cyan"))
-    console.print(table)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else 200, force_terminal=terminal)
+    with console.capture() as capture:
+        if title:
+            console.print(Text(title, style="bold"))
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())

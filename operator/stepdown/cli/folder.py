@@ -1,0 +1,38 @@
+"""How every command reads `-f DIR`, once, and what it says when it cannot."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from stepdown.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from stepdown.local.world import Gathered
+
+
+def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Gathered":
+    """The folder as it is now. With `strict`, a folder without any valid object ends the command."""
+    from stepdown.local.clock import now_ns
+    from stepdown.local.documents import Folder, FolderMissing
+    from stepdown.local.world import Gatherer, NoSuchProxy
+
+    folder = Folder(roots)
+    try:
+        gathered = Gatherer(folder, proxy=proxy, environment=os.environ).gather(folder.load(now_ns()))
+    except FolderMissing as error:
+        raise click.UsageError(str(error)) from None
+    except NoSuchProxy as error:
+        raise click.UsageError(str(error)) from None
+    if strict and not gathered.objects:
+        raise CommandError(nothing_valid(roots, [str(problem) for problem in gathered.problems]))
+    return gathered
+
+
+def nothing_valid(roots: Sequence[str], problems: Sequence[str]) -> str:
+    """What to say where a folder has nothing that could be used."""
+    where = ", ".join(roots)
+    if not problems:
+        return f"{where} has no object of stepdown.dev in any .yaml, .yml or .json file; see manifests/samples for working ones"
+    return f"nothing in {where} is valid:\n" + "\n".join(f"  {problem}" for problem in problems)
