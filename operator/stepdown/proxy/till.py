@@ -210,9 +210,9 @@ class Till:
             if fit.amount_nusd <= _MOST_NUSD
         ]
         if not route.hard:
-            best = visible[0]
-            if not fits or worst_case_nusd(best, shape, route.max_tokens, now_s, until_s) is None:
-                fits = [Fit(best, 0, output_tokens(best, shape, route.max_tokens))]
+            worst = worst_case_nusd(visible[0], shape, route.max_tokens, now_s, until_s)
+            if worst is None or worst[0] > _MOST_NUSD:  # no bound is no reason to serve another rung than the wanted one
+                fits = [Fit(visible[0], worst[0] if worst else 0, output_tokens(visible[0], shape, route.max_tokens))]
             fits = fits[:1]
         elif not fits:
             raise unbounded(route.name, ", ".join(rung.name for rung in visible))
