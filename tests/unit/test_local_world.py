@@ -166,3 +166,27 @@ def test_what_a_cluster_gave_an_exported_object_is_not_used(tmp_path: Path) -> N
     text = route("a").replace("name: a", "name: a, uid: abc, generation: 9") + "status: {}\n"
     (found,) = Place(tmp_path).gather(text).world.routes
     assert (found.metadata.uid, found.metadata.generation) == ("", 1)
+
+
+def test_a_budget_whose_file_was_never_readable_is_remembered(tmp_path: Path) -> None:
+    """A restart beside a broken file must not lift the ceiling, nor send requests past the fleet that was set up."""
+    accepted = {
+        uid: AcceptedSpec(uid, 3, spec)
+        for uid, spec in {
+            "SpendBudget/default/team": '{"monthlyLimitUSD": "5.00"}',
+            "RoutingProxy/shop/default": "{}",
+            "ModelRoute/default/gone": "{}",
+        }.items()
+    }
+    place = Place(tmp_path)
+    (tmp_path / "bad.yaml").write_text("a: [")
+    (tmp_path / "all.yaml").write_text(route("a"))
+    gathered = place.gatherer.gather(place.folder.load(LATER_NS), accepted)
+    assert {(each.kind, each.key, each.generation) for each in gathered.world.invalid} == {
+        ("SpendBudget", "default/team", 3),
+        ("RoutingProxy", "shop/default", 3),
+    }
+    assert gathered.fleet == "shop/default" and not gathered.implicit
+    (tmp_path / "bad.yaml").write_text("")
+    gathered = place.gatherer.gather(place.folder.load(LATER_NS), accepted)
+    assert not gathered.world.invalid and gathered.implicit

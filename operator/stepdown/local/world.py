@@ -6,7 +6,7 @@ can know which of them is meant.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stepdown.local.documents import Document, Folder, Loaded, Problem
@@ -74,15 +74,17 @@ class Gatherer:
                     spec = object()  # written by another version: whatever the file says now counts as a change
                 self._generations[uid] = (each.generation, spec)
 
-    def gather(self, loaded: Loaded) -> Gathered:
-        """Raises NoSuchProxy."""
+    def gather(self, loaded: Loaded, accepted: Mapping[str, AcceptedSpec] | None = None) -> Gathered:
+        """`accepted`: what the ledger remembers, for objects whose file cannot be read. Raises NoSuchProxy."""
         judged, problems, notes, secrets, labels = self._judge_all(loaded)
         problems = [problem for problem in loaded.problems if not problem.note] + problems
         singles, doubles = _distinct(judged, problems)
         routes = [each for each in singles if isinstance(each, ModelRoute)]
         proxies = [each for each in singles if isinstance(each, RoutingProxy)]
         catalogs = [each for each in singles if isinstance(each, ModelCatalog)]
+        places: dict[tuple[str, str], Document] = {(each.kind, each.key): document for document, each in judged}
         invalid = [each for each in singles if isinstance(each, Invalid)] + doubles
+        invalid += _out_of_sight(loaded.unreadable, places, accepted or {})
         implicit = not proxies and not any(each.kind == "RoutingProxy" for each in invalid)
         if implicit:
             proxies = [implicit_proxy([each.name for each in catalogs])]
@@ -100,7 +102,6 @@ class Gatherer:
             secrets={**dict.fromkeys(secrets, True), **(presence(keys, chosen) if chosen else {})},
             allowed_upstreams=("*",),
         )
-        places: dict[tuple[str, str], Document] = {(each.kind, each.key): document for document, each in judged}
         return Gathered(world, fleet, implicit, keys, tuple(problems), tuple(notes), places, loaded.unreadable)
 
     def _judge_all(
@@ -204,6 +205,28 @@ class Gatherer:
         return proxies[0]
 
 
+def _out_of_sight(
+    unreadable: frozenset[str], places: Mapping[tuple[str, str], Document], accepted: Mapping[str, AcceptedSpec]
+) -> list[Invalid]:
+    """What was accepted once and may stand in a file that cannot be read: budgets must go on binding, prices and keys holding.
+
+    Routes are not among them: without its labels a route could escape its budget, so it is unknown until its file is mended.
+    """
+    if not unreadable:
+        return []
+    message = f"it is in no file that can be read; it may be in {', '.join(sorted(unreadable))}: mend that first"
+    found = []
+    for each in accepted.values():
+        kind, _, key = each.uid.partition("/")
+        if kind in ("SpendBudget", "RoutingProxy", "ModelCatalog") and (kind, key) not in places:
+            namespace, _, name = key.rpartition("/")
+            body = {"kind": kind, "metadata": {"namespace": namespace, "name": name}, "spec": each.spec}
+            invalid = _invalid(body, message)
+            assert invalid is not None
+            found.append(replace(invalid, generation=each.generation))
+    return found
+
+
 def implicit_proxy(catalogs: list[str]) -> RoutingProxy:
     """The fleet where the folder has none: the default upstream, both of its channels, every namespace and every catalog."""
     return RoutingProxy.model_validate(
@@ -259,7 +282,7 @@ def _distinct(judged: list[tuple[Document, Judged]], problems: list[Problem]) ->
             message = f"is there {len(entries)} times: {', '.join(document.place for document, _ in entries)}; keep one of them"
             double = _invalid(entries[0][0].body, message)
             assert double is not None
-            doubles.append(double)
+            doubles.append(replace(double, conflict=True))
             last = entries[-1][0]
             problems.append(Problem(last.file, last.number, last.line, f"{kind} {key}: {message}"))
     return singles, doubles
