@@ -148,10 +148,8 @@ def _sentence(model: type[BaseModel], path: Path, error: ErrorDetails) -> str:
         case "less_than_equal":
             return f"is {_show(value)}; write {_number(context['le'])} or less"
         case "too_long":
-            noun = "entry" if context["max_length"] == 1 else "entries"
-            return (
-                f"has {context.get('actual_length') or 'too many'} entries; at most {context['max_length']} {noun}: remove some"
-            )
+            seen = context.get("actual_length") or "too many"
+            return f"has {seen} entries; at most {context['max_length']} are allowed: remove some"
         case "too_short":
             return f"has {context['actual_length']} entries; write at least {context['min_length']}"
         case "string_too_long":

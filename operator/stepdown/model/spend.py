@@ -91,6 +91,9 @@ DEFAULT_STEPS = (
 )
 
 
+_CEL_ORDER = "{" + ", ".join(f"'{tier}': {order}" for order, tier in enumerate(TIERS)) + "}"
+
+
 def _ascending(steps: tuple[Step, ...]) -> bool:
     percents = [step.at_percent for step in steps]
     return all(low < high for low, high in pairwise(percents))
@@ -151,8 +154,9 @@ class BudgetSpec(Api):
         Rule(
             "maxTier must not rise from one step to the next: as money runs out, later steps take the same or a cheaper tier"
             " (Flagship > Premium > MidRange > Budget > UltraBudget)",
-            "!has(self.steps) || self.steps.filter(s, has(s.maxTier))"
-            ".map(s, ['Flagship', 'Premium', 'MidRange', 'Budget', 'UltraBudget'].indexOf(s.maxTier)).isSorted()",
+            # in pairs, since the cost of a list that `filter` makes has no known bound
+            "!has(self.steps) || self.steps.all(s, !has(s.maxTier) || self.steps.all(t, !has(t.maxTier)"
+            f" || s.atPercent >= t.atPercent || {_CEL_ORDER}[s.maxTier] >= {_CEL_ORDER}[t.maxTier]))",
             lambda s: _never_rising(s.steps),
             field="steps",
         ),
