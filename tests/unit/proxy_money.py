@@ -24,13 +24,14 @@ from stepdown.model.config import (
     Route,
     Shard,
     account_id,
+    digest,
     shard_of,
 )
 from stepdown.model.sync import AskAnswer, LeaseGrant, LeaseReport, SyncAnswer, SyncRequest
 from stepdown.proxy.clock import Clock
 from stepdown.proxy.identity import StateDir
 from stepdown.proxy.shape import RequestShape
-from stepdown.proxy.syncer import Syncer
+from stepdown.proxy.syncer import Sync, Syncer
 from stepdown.proxy.table import RouteEntry, Table
 from stepdown.proxy.till import Till
 
@@ -272,19 +273,17 @@ class Keeper:
             )
             for account in sorted({*instance.leases, *instance.granted})
         )
-        changed = self.fleet is not None and bool(self._changed(request))
+        known = self.fleet is None or request.fleet_digest == digest(self.fleet)
         return SyncAnswer(
             seq=request.seq,
             now_s=self.now_s(),
             leases=grants,
             asks=asks,
-            fleet=self.fleet if changed else None,
+            fleet=None if known else self.fleet,
             shards=self._changed(request),
         )
 
     def _changed(self, request: SyncRequest) -> tuple[Shard, ...]:
-        from stepdown.model.config import digest
-
         return tuple(shard for index, shard in self.shards.items() if request.digests.get(index) != digest(shard))
 
     def _hear(self, instance: _Instance, request: SyncRequest) -> None:
@@ -345,13 +344,23 @@ def _reserving(report: LeaseReport | None, account: str, amount: int) -> LeaseRe
 class Proxy:
     """A till with its syncer and a keeper, inside a virtual loop. Use as `async with`."""
 
-    def __init__(self, path: Path, config: Table | None = None, keeper: Keeper | None = None, *, boot: str = "boot") -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Table | None = None,
+        keeper: Keeper | None = None,
+        *,
+        boot: str = "boot",
+        wire: Sync | None = None,
+        known: bool = True,
+    ) -> None:
+        """`wire`: between the syncer and the keeper. `known`: whether the proxy starts with a config."""
         loop = asyncio.get_running_loop()
         self.clock = Clock(loop.time, NOW_S)
         self.keeper = keeper or Keeper(now_s=self.clock.now_s)
         self.state = StateDir(path, self.clock, boot=boot)
-        self.till = Till(self.state, self.clock, table() if config is None else config)
-        self.syncer = Syncer(self.till, self.keeper.sync, "shop/proxy", jitter=lambda: 0.5)
+        self.till = Till(self.state, self.clock, (table() if config is None else config) if known else None)
+        self.syncer = Syncer(self.till, wire or self.keeper.sync, "shop/proxy", jitter=lambda: 0.5)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Proxy":

@@ -69,9 +69,11 @@ class StateDir:
         return heir
 
     def close(self, *, finished: bool) -> None:
-        """`finished`: the keeper has closed this instance; the next start takes a new id."""
+        """`finished`: the keeper has closed this instance; the next start takes a new id. Closing twice does nothing."""
         self.log.close(finished=finished)
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _resume(self) -> tuple[str, Books] | None:
         path = self._path / "log"

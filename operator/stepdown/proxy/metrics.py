@@ -60,12 +60,16 @@ class Histogram:
 
 def render(till: Till, syncer: Syncer | None, extra: Iterable[Family] = ()) -> str:
     """The whole page."""
-    lines: list[str] = []
-    for family in (*_traffic(till), *_money(till), *_health(till, syncer), *extra):
-        lines.append(f"# HELP {family.name} {_escaped_help(family.help)}")
-        lines.append(f"# TYPE {family.name} {family.kind}")
-        lines.extend(f"{family.name}{each.suffix}{_labels(each.labels)} {each.value}" for each in family.samples)
-    return "\n".join(lines) + "\n"
+    families = (*_traffic(till), *_money(till), *_health(till, syncer), *extra)
+    return "\n".join(line for family in families for line in lines(family)) + "\n"
+
+
+def lines(family: Family) -> Iterator[str]:
+    """One family in the text format."""
+    yield f"# HELP {family.name} {_escaped_help(family.help)}"
+    yield f"# TYPE {family.name} {family.kind}"
+    for each in family.samples:
+        yield f"{family.name}{each.suffix}{_labels(each.labels)} {each.value}"
 
 
 def one(name: str, kind: Literal["counter", "gauge"], help_: str, value: float | str) -> Family:
