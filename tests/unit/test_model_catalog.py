@@ -13,7 +13,7 @@ from stepdown.model.config import Channel, PriceFrom
 from stepdown.model.errors import parse
 from stepdown.model.money import pusd_to_usd_per_mtok
 from stepdown.model.quantity import moment_s
-from stepdown.model.resources import ModelCatalog
+from stepdown.model.resources import CatalogSpec, ModelCatalog
 
 FACTS = list(csv.DictReader((Path(__file__).parent / "data" / "models.csv").read_text().splitlines()))
 """The facts as they were given, a row a model."""
@@ -176,6 +176,14 @@ def test_the_last_of_several_catalogs_wins_field_by_field() -> None:
     found = model(of(first, second), "qwen3-8b")
     assert (found.output_pusd, found.input_pusd, found.context_tokens) == (30_000, 10_000, 1000)
     assert model(of(second, first), "qwen3-8b").output_pusd == 20_000
+
+
+def test_a_catalog_that_was_kept_and_read_back_overrides_no_more_than_before() -> None:
+    """The last accepted spec is kept in the ledger; read back with empty fields it must not wipe what lies below it."""
+    own = prices({"name": "DeepSeek-R1", "inputUSDPerMTok": "0.55"})
+    kept = own.model_copy(update={"spec": CatalogSpec.model_validate_json(own.spec.model_dump_json())})
+    assert model(of(kept), "DeepSeek-R1") == model(of(own), "DeepSeek-R1")
+    assert model(of(kept), "DeepSeek-R1").ids == ("Pro/deepseek-ai/DeepSeek-R1",)
 
 
 def test_an_id_belongs_to_the_model_that_claimed_it_last() -> None:

@@ -65,8 +65,8 @@ def told(document: dict[str, Any]) -> list[str]:
         ),
         (
             route(callers=[{"apiKeySHA256": "F" * 64}]),
-            f"ModelRoute shop/chat: spec.callers[0].apiKeySHA256 is '{'F' * 64}'; write the SHA-256 of the key as 64 lower-case "
-            "hex digits; `stepdown key new` prints it",
+            f"ModelRoute shop/chat: spec.callers[0].apiKeySHA256 is '{'F' * 64}'; write the SHA-256 of the key as 64 "
+            "lower-case hex digits; `stepdown key new` prints it",
         ),
         (
             route(models={"default": "a", "fallbacks": ["b"] * 9}),

@@ -1,7 +1,7 @@
 """The catalog as of one moment: what a name means, what a token costs, which tier a model is in. The plan is built on it.
 
 Several ModelCatalogs are laid over one another, the built-in `global-apis` first. A later entry meets an earlier one by its
-name, or by any id of the earlier one, and overrides the fields that it states; the others stay. Two fields go together: an
+name, or by any id of the earlier one, and overrides the fields that it states; the others (and empty ones) stay. Two fields go together: an
 entry that states a plain price and no dated `prices` drops the earlier dated ones, since it says anew what holds.
 Prices are never made up: what no catalog states is None, and such a model is Unpriced.
 """
@@ -208,8 +208,10 @@ _PLAIN_PRICES = frozenset({"input_usd_per_mtok", "output_usd_per_mtok", "cached_
 
 
 def _overlaid(under: ModelEntry, over: ModelEntry) -> ModelEntry:
-    """The fields that `over` states, else those of `under`; the name stays."""
-    stated = {field: getattr(over, field) for field in over.model_fields_set if field != "name"}
+    """The fields that `over` states, else those of `under`; the name stays. What is empty is not stated: a spec that was kept
+    and read back has every field.
+    """
+    stated = {field: value for field, value in over if field != "name" and value not in (None, ())}
     if stated.keys() & _PLAIN_PRICES and "prices" not in stated:
         stated["prices"] = ()
     return under.model_copy(update=stated)
