@@ -1,8 +1,8 @@
 """The catalog as of one moment: what a name means, what a token costs, which tier a model is in. The plan is built on it.
 
 Several ModelCatalogs are laid over one another, the built-in `global-apis` first. A later entry meets an earlier one by its
-name, or by any id of the earlier one, and overrides the fields that it states; the others (and empty ones) stay. Two fields go together: an
-entry that states a plain price and no dated `prices` drops the earlier dated ones, since it says anew what holds.
+name, or by any id of the earlier one, and overrides the fields that it states; an empty one states nothing. Prices go together:
+an entry that states a plain price and no dated `prices` drops the earlier dated ones, since it says anew what holds.
 Prices are never made up: what no catalog states is None, and such a model is Unpriced.
 """
 
