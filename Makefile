@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+GENERATED := crds manifests/catalog
 
 .PHONY: help demo test lint check golden generate bench lock clean
 
@@ -28,12 +29,12 @@ lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-generate: $(STAMP) ## write all that is generated: CRDs
-	$(BIN)/python -m stepdown.model.crd crds
+generate: $(STAMP) ## write all that is generated: CRDs, the built-in price list as a manifest
+	$(BIN)/python -m stepdown.model.crd crds manifests/catalog
 
 check: lint generate ## lint, and fail if anything generated differs from what is committed
-	@git diff --exit-code --stat -- crds && test -z "$$(git status --porcelain -- crds)" \
-	  || { echo "crds/ is not what the models say: commit the result of 'make generate'"; exit 1; }
+	@test -z "$$(git status --porcelain -- $(GENERATED))" \
+	  || { git status --short -- $(GENERATED); echo "What is generated is not what the models say: commit the result of 'make generate'"; exit 1; }
 
 golden: $(STAMP) ## rewrite the golden files from what the code says now; read the diff before you commit it
 	$(BIN)/pytest tests/golden --rewrite-golden
