@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepdown.local.documents import Folder, FolderMissing, Loaded
+from stepdown.local.documents import Folder, FolderMissing, Loaded, line_of
 
 LATER_NS = 4_000_000_000_000_000_000
 """Long after any file of a test was written, so that the cache may trust it."""
@@ -57,7 +57,7 @@ def test_items_of_a_list_are_objects(tmp_path: Path) -> None:
     folder = Folder([str(tmp_path)])
     loaded = folder.load(LATER_NS)
     assert names(loaded) == ["x", "y"]
-    assert folder.line_of(loaded.documents[1], ("metadata", "name")) == 5
+    assert line_of(loaded.documents[1], ("metadata", "name")) == 5
     (problem,) = loaded.problems
     assert "items.2: this is a number, not an object" in str(problem)
 

@@ -32,7 +32,7 @@ class Place:
         self.path = path
         self.folder = Folder([str(path)])
         environment = {name: value for name, value in options.items() if name.startswith("UPSTREAM")}
-        self.gatherer = Gatherer(self.folder, proxy=options.get("proxy", ""), environment=environment)
+        self.gatherer = Gatherer(proxy=options.get("proxy", ""), environment=environment)
 
     def gather(self, text: str | None = None) -> Gathered:
         if text is not None:

@@ -1,6 +1,7 @@
 """How every command reads `-f DIR`, once, and what it says when it cannot."""
 
 import os
+from pathlib import Path
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from stepdown.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from stepdown.local.world import Gathered
+    from stepdown.plan.world import LedgerView
 
 
 def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Gathered":
@@ -18,12 +20,9 @@ def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Ga
     from stepdown.local.documents import Folder, FolderMissing
     from stepdown.local.world import Gatherer, NoSuchProxy
 
-    folder = Folder(roots)
     try:
-        gathered = Gatherer(folder, proxy=proxy, environment=os.environ).gather(folder.load(now_ns()))
-    except FolderMissing as error:
-        raise click.UsageError(str(error)) from None
-    except NoSuchProxy as error:
+        gathered = Gatherer(proxy=proxy, environment=os.environ).gather(Folder(roots).load(now_ns()))
+    except (FolderMissing, NoSuchProxy) as error:
         raise click.UsageError(str(error)) from None
     if strict and not gathered.objects:
         raise CommandError(nothing_valid(roots, [str(problem) for problem in gathered.problems]))
@@ -36,3 +35,15 @@ def nothing_valid(roots: Sequence[str], problems: Sequence[str]) -> str:
     if not problems:
         return f"{where} has no object of stepdown.dev in any .yaml, .yml or .json file; see manifests/samples for working ones"
     return f"nothing in {where} is valid:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def ledger_view(ledger_file: str | None, now_s: float) -> "LedgerView":
+    """What the ledger knows: of the file that was named, or of ./stepdown.db where there is one; else of an untouched one."""
+    from stepdown.cli.ledger import DEFAULT_FILE, reading
+    from stepdown.local.view import ledger_view as view
+    from stepdown.plan.world import LedgerView
+
+    if ledger_file is None and not Path(DEFAULT_FILE).exists():
+        return LedgerView()
+    with reading(Path(ledger_file or DEFAULT_FILE)) as ledger:
+        return view(ledger, now_s)

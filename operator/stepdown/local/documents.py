@@ -102,16 +102,6 @@ class Folder:
             unreadable=frozenset(name for name, entry in found.items() if entry.bad),
         )
 
-    def line_of(self, document: Document, path: Path) -> int:
-        """The line of a field of a document, as the file is now."""
-        if document.file.endswith(".json"):
-            return document.line
-        try:
-            text = FilePath(document.file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            return document.line
-        return parse.line_of(text, document.number, document.inside + path)
-
     def _paths(self) -> Iterator[tuple[str, FilePath]]:
         for root in self.roots:
             path = FilePath(root)
@@ -143,6 +133,17 @@ class Folder:
             known.signature, known.read_at_ns = signature, now_ns
             return known
         return _kept(_parse_file(name, signature, now_ns, digest, content), known)
+
+
+def line_of(document: Document, path: Path) -> int:
+    """The line of a field of a document, as its file is now."""
+    if document.file.endswith(".json"):
+        return document.line
+    try:
+        text = FilePath(document.file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return document.line
+    return parse.line_of(text, document.number, document.inside + path)
 
 
 def _walk(folder: FilePath, seen: set[tuple[int, int]]) -> Iterator[FilePath]:

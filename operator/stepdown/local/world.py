@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stepdown.local.documents import Document, Folder, Loaded, Problem
+from stepdown.local.documents import Document, Loaded, Problem, line_of
 from stepdown.local.secrets import BadSecret, ChannelKey, channel_keys, presence, read_secret
 from stepdown.model.base import API_VERSION, GROUP
 from stepdown.model.errors import InvalidObject, key_of, parse
@@ -55,8 +55,7 @@ class Gathered:
 class Gatherer:
     """Keeps what it has judged between one gathering and the next."""
 
-    def __init__(self, folder: Folder, *, proxy: str = "", environment: Mapping[str, str] | None = None) -> None:
-        self._folder = folder
+    def __init__(self, *, proxy: str = "", environment: Mapping[str, str] | None = None) -> None:
         self._proxy = proxy
         self._environment = dict(environment or {})
         self._judged: dict[str, tuple[Document, Judged | None, tuple[Problem, ...]]] = {}
@@ -137,8 +136,7 @@ class Gatherer:
             resource = parse(_local(body, generation), namespace=DEFAULT_NAMESPACE)
         except InvalidObject as error:
             problems = tuple(
-                Problem(document.file, document.number, self._folder.line_of(document, each.path), str(each))
-                for each in error.problems
+                Problem(document.file, document.number, line_of(document, each.path), str(each)) for each in error.problems
             )
             return _invalid(body, "; ".join(f"{each.field} {each.message}".strip() for each in error.problems)), problems
         if before is not None and before != resource.spec:
@@ -172,9 +170,11 @@ class Gatherer:
             metadata = body.get("metadata")
             found = metadata.get("labels") if isinstance(metadata, dict) else None
             labels[key_of(body).partition("/")[2]] = dict(found) if isinstance(found, dict) else {}
+        elif document.file.endswith(("kustomization.yaml", "kustomization.yml")):
+            pass
         elif isinstance(kind, str) and isinstance(version, str):
             notes.append(Problem(document.file, document.number, document.line, f"{about}: not an object of {GROUP}: left out"))
-        elif not document.file.endswith(("kustomization.yaml", "kustomization.yml")):
+        else:
             message = f"no object: it has no apiVersion and kind. Write apiVersion: {API_VERSION} and kind: {', '.join(KINDS)}"
             problems.append(Problem(document.file, document.number, document.line, message))
         return True

@@ -1,0 +1,193 @@
+"""`stepdown explain ROUTE -f DIR`: why a request of a route is answered by the model that answers it, and by no other."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stepdown.cli.errors import CommandError
+from stepdown.cli.output import (
+    Format,
+    folder_option,
+    ledger_option,
+    output_option,
+    print_machine,
+    print_table,
+    proxy_option,
+)
+
+if TYPE_CHECKING:
+    from stepdown.local.world import Gathered
+    from stepdown.plan.plan import Plan
+    from stepdown.plan.routes import ClassPlan, RoutePlan
+    from stepdown.plan.rungs import Rung
+
+CLASSES = ("default", "critical", "background")
+
+
+@click.command()
+@click.argument("route")
+@folder_option
+@ledger_option
+@proxy_option
+@click.option("--class", "request_class", type=click.Choice(CLASSES), help="Only this class of requests.")
+@output_option
+def explain(
+    route: str,
+    roots: tuple[str, ...],
+    ledger_file: str | None,
+    proxy: str | None,
+    request_class: str | None,
+    output: Format,
+) -> None:
+    """Show a route's ladders, the rung in force, and why every other model is not on them.
+
+    ROUTE is NAME or NAMESPACE/NAME, with :critical or :background if you like, as a client would write it.
+    """
+    from stepdown.cli.folder import ledger_view, read_folder
+    from stepdown.local.clock import now_s
+    from stepdown.plan.plan import make_plan
+
+    name, _, suffix = route.partition(":")
+    if suffix and suffix not in CLASSES:
+        raise click.BadParameter(f"{suffix!r} is not a class of requests; write {', '.join(CLASSES)}", param_hint="ROUTE")
+    now = now_s()
+    gathered = read_folder(roots, proxy or "")
+    plan = make_plan(gathered.world, ledger_view(ledger_file, now), now)
+    found = _find(name, plan, gathered)
+    chosen = request_class or suffix
+    classes = {
+        each: view
+        for each, view in found.classes.items()
+        if not chosen or each == (chosen if chosen in found.classes else "default")
+    }
+    if output != "table":
+        print_machine(_as_json(found, classes, plan), output)
+    else:
+        _print(found, classes, plan)
+
+
+def _find(name: str, plan: "Plan", gathered: "Gathered") -> "RoutePlan":
+    """By `namespace/name`; a bare name is looked for in the fleet's namespace first, then wherever there is just one."""
+    from stepdown.model.names import did_you_mean
+
+    fleet_namespace = gathered.fleet.partition("/")[0]
+    keys = [name] if "/" in name else [f"{fleet_namespace}/{name}", *(key for key in plan.routes if key.endswith(f"/{name}"))]
+    known = [key for key in dict.fromkeys(keys) if key in plan.routes]
+    if not known:
+        short = did_you_mean(name, {key if "/" in name else key.partition("/")[2] for key in plan.routes})
+        raise CommandError(f"there is no ModelRoute {name!r}{short}; the folder has {_some(sorted(plan.routes))}")
+    if len(known) > 1 and known[0] != f"{fleet_namespace}/{name}":
+        raise CommandError(f"several routes are named {name!r}: write one of {', '.join(known)}")
+    return plan.routes[known[0]]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") if names else "none"
+
+
+def _print(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan") -> None:
+    click.echo(
+        click.style(f"ModelRoute {route.key}", bold=True) + (f"   fleet {route.fleet}" if route.fleet else "   no fleet")
+    )
+    for finding in (route.accepted, route.resolved):
+        if not finding.holds:
+            click.echo(f"  not accepted: {finding.message}")
+            break
+    if route.refuse:
+        click.echo(f"  every request is refused: {route.refuse}")
+    for force in route.forces:
+        click.echo(f"  budget {force.budget}: {_budget(force.budget, plan)}")
+    if not route.forces:
+        click.echo("  no budget binds it: nothing is ever stepped down or refused for money")
+    for name, each in classes.items():
+        _print_class(name, each)
+    absent = [name for name in CLASSES if name not in route.classes]
+    if absent and len(classes) == len(route.classes) and classes:
+        click.echo(f"\nClass {' and '.join(absent)}: as default")
+    if route.ladders is not None and route.ladders.rejected:
+        click.echo()
+        rows = [[each.model, each.reason] for each in route.ladders.rejected]
+        print_table("Not on a ladder", ["MODEL", "WHY"], rows)
+
+
+def _print_class(name: str, each: "ClassPlan") -> None:
+    click.echo()
+    served = each.served_by
+    why = "as wanted" if each.why == "Wanted" else f"{each.why}, by {each.hidden_by} (at most {each.max_tier})"
+    rows = []
+    for index, rung in enumerate(each.rungs):
+        state = "in force" if index == each.in_force else "hidden" if index < each.in_force else ""
+        rows.append([*_rung(rung), state])
+    print_table(
+        f"Class {name}: {served.model.name} ({served.tier}), {why}",
+        ["RUNG", "ASKED FOR AS", "TIER", "INPUT $/M", "OUTPUT $/M", ""],
+        rows,
+        right=["INPUT $/M", "OUTPUT $/M"],
+    )
+    if each.fallbacks:
+        click.echo(f"On an outage: {', '.join(rung.model.name for rung in each.fallbacks)}")
+
+
+def _rung(rung: "Rung") -> list[str]:
+    from stepdown.model.money import pusd_to_usd_per_mtok
+
+    prices = [
+        "?" if price is None else pusd_to_usd_per_mtok(price) for price in (rung.model.input_pusd, rung.model.output_pusd)
+    ]
+    return [rung.model.name, rung.upstream_id, rung.tier, *prices]
+
+
+def _budget(key: str, plan: "Plan") -> str:
+    from stepdown.budget.verdict import percent
+    from stepdown.model.money import nusd_to_usd
+
+    budget = plan.budgets[key]
+    if budget.terms is None or budget.verdict is None:
+        return "never valid, so its routes are refused"
+    kind = "Hard" if budget.terms.hard else "Soft"
+    step = budget.verdict.step
+    state = "no step reached" if step is None else f"step at {step.at_percent} %: {step.action} {step.max_tier or ''}".strip()
+    return f"{kind}, ${nusd_to_usd(budget.limit_nusd)} a month, {percent(budget.used)} % used, {state}"
+
+
+def _as_json(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan") -> dict[str, Any]:
+    from stepdown.budget.verdict import percent
+
+    def rung_json(rung: "Rung") -> dict[str, Any]:
+        name, upstream_id, tier, input_usd, output_usd = _rung(rung)
+        return {
+            "model": name,
+            "upstreamId": upstream_id,
+            "tier": tier,
+            "inputUSDPerMTok": None if input_usd == "?" else input_usd,
+            "outputUSDPerMTok": None if output_usd == "?" else output_usd,
+        }
+
+    return {
+        "route": route.key,
+        "fleet": route.fleet,
+        "accepted": route.accepted.holds and route.resolved.holds,
+        "message": "" if route.accepted.holds and route.resolved.holds else (route.accepted.message or route.resolved.message),
+        "refuse": route.refuse,
+        "budgets": [
+            {"name": force.budget, "hard": force.hard, "usedPercent": percent(plan.budgets[force.budget].used)}
+            for force in route.forces
+        ],
+        "classes": {
+            name: {
+                "reason": each.why,
+                "budget": each.hidden_by,
+                "maxTier": each.max_tier,
+                "inForce": rung_json(each.served_by),
+                "hidden": [rung_json(rung) for rung in each.rungs[: each.in_force]],
+                "rungs": [rung_json(rung) for rung in each.rungs[each.in_force :]],
+                "fallbacks": [rung_json(rung) for rung in each.fallbacks],
+            }
+            for name, each in classes.items()
+        },
+        "rejected": [
+            {"model": each.model, "field": each.field, "reason": each.reason}
+            for each in (route.ladders.rejected if route.ladders is not None else ())
+        ],
+    }
