@@ -1,0 +1,409 @@
+"""The client side: strict HTTP/1.1 on raw transports. `server` makes one for each connection; an `Exchange` answers through it.
+
+llhttp refuses what smuggling is made of (two lengths, a length beside chunks, folded lines, bare line feeds, NUL) before
+anything here sees it; what it leaves to us, `_head_fault` refuses. After a refusal that concerns the framing the connection
+ends: what comes behind it could be anything. Answers go out in the order of the requests: what is pipelined waits its turn,
+unread beyond a bound. The path is compared as it came, byte for byte, and neither Host nor any forwarding header means
+anything.
+"""
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+import httptools
+
+from stepdown.proxy.attempt import NEVER
+from stepdown.proxy.auth import key_digest
+from stepdown.proxy.errors import (
+    REASONS,
+    ApiError,
+    BadRequest,
+    HeadersTooLarge,
+    TooLarge,
+    TooSlow,
+)
+from stepdown.proxy.exchange import Exchange
+
+if TYPE_CHECKING:
+    from stepdown.proxy.server import ProxyServer
+
+CHAT_PATH = b"/v1/chat/completions"
+
+_READ = frozenset(
+    (
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+        b"x-stepdown-class",
+    )
+)
+"""The headers that mean something here. None of them may come twice; all others are not even kept."""
+
+
+class Request(NamedTuple):
+    """One request as it came whole."""
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body: bytes
+    keep: bool
+    http10: bool
+
+
+class Front(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_auth",
+        "_began_s",
+        "_body",
+        "_body_bytes",
+        "_chunked",
+        "_digest",
+        "_exchange",
+        "_fault",
+        "_head_bytes",
+        "_headers",
+        "_http10",
+        "_in_body",
+        "_is_http10",
+        "_keep",
+        "_lingering",
+        "_parser",
+        "_partial",
+        "_queue",
+        "_server",
+        "_silent_bytes",
+        "_transport",
+        "_url",
+        "_wire",
+        "deadline_s",
+        "is_paused",
+    )
+
+    def __init__(self, server: "ProxyServer") -> None:
+        self._server = server
+        self._wire = server.wire
+        self._parser = httptools.HttpRequestParser(self)
+        self._exchange: Exchange | None = None
+        self._queue: deque[Request] | None = None
+        self._partial = False
+        self._lingering = False
+        self._fault: ApiError | None = None
+        self._keep = True
+        self._http10 = False
+        self._auth = b""
+        self._digest: bytes | None = None
+        self.is_paused = False
+
+    @property
+    def is_busy(self) -> bool:
+        return self._exchange is not None or bool(self._queue) or self._partial
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        wire = self._wire
+        wire.connections += 1
+        self.deadline_s = wire.sweeper.now_s + wire.limits.headers_s
+        wire.sweeper.items.add(self)
+        self._server.fronts.add(self)
+        if wire.connections > wire.limits.max_connections:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        wire = self._wire
+        wire.connections -= 1
+        wire.sweeper.items.discard(self)
+        self._server.fronts.discard(self)
+        self._queue = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            if self._fault is None:  # not one of ours: a mistake in this program, for the loop's handler to report
+                self._transport.abort()
+                raise error.__context__ or error from None
+            self._turn_away(self._fault)
+            return
+        except httptools.HttpParserUpgrade:
+            self._turn_away(BadRequest("this server does not change protocols: leave out the header Upgrade", code="upgrade"))
+            return
+        except httptools.HttpParserError as error:
+            self._turn_away(BadRequest(f"this is not a well-formed HTTP/1.1 request: {error}", code="bad_framing"))
+            return
+        if self._partial:
+            self._progress(len(data))
+
+    def eof_received(self) -> None:
+        """A client that has closed its half is taken to be gone, as nginx does."""
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    def expired(self, now_s: float) -> None:
+        """By the sweeper."""
+        if self._exchange is not None or self._queue:
+            self.deadline_s = NEVER
+        elif self._lingering:
+            self._transport.abort()
+        elif self._partial:
+            what = "the body of the request" if self._in_body else "the request"
+            self._turn_away(TooSlow(f"{what} did not come in time"))
+        else:
+            self._transport.close()
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        self._partial = True
+        self._in_body = False
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._head_bytes = self._body_bytes = self._silent_bytes = 0
+        self._began_s = 0.0
+        self._chunked = False
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        name = name.lower()
+        if name in _READ:
+            if name in self._headers:
+                self._raise(BadRequest(f"the header {name.decode()} came twice", code="bad_framing"))
+            self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        self._in_body = True
+        fault = self._head_fault()
+        if fault is not None:
+            self._raise(fault)
+        if b"expect" in self._headers and self._exchange is None and not self._queue:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._silent_bytes = 0
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > self._server.max_body_bytes:
+            self._raise(self._too_large())
+
+    def on_message_complete(self) -> None:
+        self._partial = False
+        parser = self._parser
+        parts = self._body
+        if self._head_bytes > self._server.max_header_bytes:  # trailers
+            self._raise(self._head_too_large())
+        request = Request(
+            parser.get_method(),
+            self._url,
+            self._headers,
+            parts[0] if len(parts) == 1 else b"".join(parts),
+            parser.should_keep_alive() and not self._is_http10,
+            self._is_http10,
+        )
+        self._body = []
+        self.deadline_s = NEVER
+        if self._exchange is None and not self._queue:
+            self._handle(request)
+            return
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(request)
+        if len(self._queue) >= self._wire.limits.max_pipelined:
+            self._transport.pause_reading()
+
+    # Requests
+
+    def _handle(self, request: Request) -> None:
+        method, url, headers, body, self._keep, self._http10 = request
+        authorization = headers.get(b"authorization", b"")
+        if authorization != self._auth:  # a connection's requests nearly always carry the same key
+            self._auth = authorization
+            self._digest = key_digest(authorization)
+        if url != CHAT_PATH or method != b"POST":
+            status, head, answer = self._server.answer(method, url, self._digest, authorization)
+            self._wire.answered(status)
+            self.reply(status, head, answer)
+            return
+        header_class = headers.get(b"x-stepdown-class")
+        self._exchange = exchange = Exchange(self._wire, self)
+        exchange.start(body, self._digest, authorization, header_class.decode("latin-1") if header_class else None)
+
+    def _next(self) -> None:
+        """The next of the pipelined requests."""
+        queue = self._queue
+        if not queue or self._exchange is not None or self._transport.is_closing():
+            return
+        request = queue.popleft()
+        if len(queue) < self._wire.limits.max_pipelined:
+            self._transport.resume_reading()
+        self._handle(request)
+
+    def _done(self) -> None:
+        """An answer has gone out."""
+        self._exchange = None
+        if not self._keep or self._wire.draining:
+            self._fault = None
+            self._close()
+        elif self._queue:
+            self._wire.loop.call_soon(self._next)
+        elif self._fault is not None:
+            self._close()
+        elif self._partial:
+            self._began_s = 0.0
+            self._progress(0)
+        else:
+            self.deadline_s = self._wire.sweeper.now_s + self._wire.limits.keep_alive_s
+
+    def _progress(self, size: int) -> None:
+        """Some of a request has come, and not all of it."""
+        limits = self._wire.limits
+        now_s = self._wire.sweeper.now_s
+        self._silent_bytes += size
+        if not self._began_s:
+            self._began_s = now_s
+        if not self._in_body:
+            self.deadline_s = self._began_s + limits.headers_s
+            if self._silent_bytes > self._server.max_header_bytes:
+                self._turn_away(self._head_too_large())
+            return
+        self.deadline_s = min(now_s + limits.body_idle_s, self._began_s + limits.body_total_s)
+        if self._silent_bytes > self._server.max_header_bytes:  # chunk extensions or trailers without end
+            self._turn_away(BadRequest("the chunks of the body carry more framing than content", code="bad_framing"))
+
+    def _head_fault(self) -> ApiError | None:
+        """What is wrong with a head that llhttp lets pass."""
+        headers = self._headers
+        version = self._parser.get_http_version()
+        self._is_http10 = version == "1.0"
+        if self._head_bytes > self._server.max_header_bytes:
+            return self._head_too_large()
+        if version != "1.1" and version != "1.0":
+            return ApiError(f"HTTP/{version} is not spoken here; use HTTP/1.1", status=505, code="http_version")
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+            return BadRequest("the only transfer-encoding that is understood is chunked, in HTTP/1.1", code="bad_framing")
+        if b"host" not in headers and version == "1.1":
+            return BadRequest("the header Host is missing", code="bad_framing")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            return ApiError("send the body without content-encoding", status=415, code="content_encoding")
+        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            return ApiError("the only expectation that is understood is 100-continue", status=417, code="expectation")
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._server.max_body_bytes:
+            return self._too_large()
+        return None
+
+    def _head_too_large(self) -> ApiError:
+        return HeadersTooLarge(f"the head of the request has more than {self._server.max_header_bytes} bytes")
+
+    def _too_large(self) -> ApiError:
+        return TooLarge(f"the body has more than {self._server.max_body_bytes} bytes (RoutingProxy's maxBodyBytes)")
+
+    def _raise(self, fault: ApiError) -> None:
+        self._fault = fault
+        raise fault
+
+    def _turn_away(self, fault: ApiError) -> None:
+        """Refuses and ends the connection; after the answers that are still owed, so that they stay in order."""
+        self._fault = fault
+        self._lingering = True
+        self._partial = False
+        if self._exchange is None and not self._queue:
+            self._close()
+
+    # Answers
+
+    def reply(self, status: int, head: bytes, body: bytes) -> None:
+        """A whole answer."""
+        if self._keep and not self._wire.draining:
+            self._transport.write(
+                b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n\r\n%b" % (status, REASONS.get(status, b"-"), head, len(body), body)
+            )
+        else:
+            self._transport.write(
+                b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (status, REASONS.get(status, b"-"), head, len(body), body)
+            )
+        self._done()
+
+    def begin_stream(self, head: bytes) -> None:
+        if self._http10:
+            self._transport.write(b"HTTP/1.1 200 OK\r\n%bconnection: close\r\n\r\n" % head)
+        else:
+            closing = b"" if self._keep else b"connection: close\r\n"
+            self._transport.write(b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n" % (head, closing))
+
+    def write_chunk(self, data: bytes) -> None:
+        if self._http10:
+            self._transport.write(data)
+        else:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end_stream(self) -> None:
+        if self._http10:
+            self._keep = False
+        else:
+            self._transport.write(b"0\r\n\r\n")
+        self._done()
+
+    def break_stream(self, event: bytes) -> None:
+        """A stream that is not whole: the connection ends where a last chunk would be, so nobody takes it for whole."""
+        self._exchange = None
+        self._queue = None
+        self.write_chunk(event)
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def drain(self) -> None:
+        """The server stops: a connection that waits for nothing is closed, one that is busy after its answer."""
+        if not self.is_busy and not self._lingering:
+            self._transport.close()
+
+    def _close(self) -> None:
+        """Ends the connection after what was written; the client's bytes are still read, or it might not see the answer."""
+        fault, self._fault = self._fault, None
+        transport = self._transport
+        if transport.is_closing():
+            return
+        if fault is not None:
+            self._wire.answered(fault.status)
+            body = fault.body()
+            transport.write(
+                b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
+                % (fault.status, REASONS.get(fault.status, b"-"), fault.head(), len(body), body)
+            )
+        elif not self._lingering:
+            transport.close()
+            return
+        self._lingering = True
+        self.deadline_s = self._wire.sweeper.now_s + self._wire.limits.linger_s
+        if transport.can_write_eof():
+            transport.write_eof()
