@@ -126,14 +126,16 @@ def test_a_field_is_found_on_its_line() -> None:
     assert line_of(text, 2, ("kind",)) == 13
 
 
+# PyYAML writes the text 1e5 without quotes; kubectl and we read that as a number.
+texts = st.text().filter(lambda text: not re.fullmatch(r"[-+]?[0-9]+[eE][-+]?[0-9]+", text))
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
     max_leaves=20,
 )
 
 
-@given(st.dictionaries(st.text(), json_values, max_size=5))
+@given(st.dictionaries(texts, json_values, max_size=5))
 def test_an_object_survives_both_formats(value: dict[str, object]) -> None:
     """What another tool wrote as YAML or JSON must come back as the same object."""
     assert parse_json(json.dumps(value))[0].value == value

@@ -106,9 +106,19 @@ def _print(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan")
     if absent and len(classes) == len(route.classes) and classes:
         click.echo(f"\nClass {' and '.join(absent)}: as default")
     if route.ladders is not None and route.ladders.rejected:
-        click.echo()
-        rows = [[each.model, each.reason] for each in route.ladders.rejected]
-        print_table("Not on a ladder", ["MODEL", "WHY"], rows)
+        why: dict[str, list[str]] = {}
+        for each in route.ladders.rejected:
+            why.setdefault(each.reason.partition(". ")[0], []).append(each.model)
+        click.echo(click.style("\nNot on the default ladder", bold=True))
+        for reason, models in why.items():
+            click.echo(click.wrap_text(", ".join(models), _width(), "  ", "  "))
+            click.echo(click.wrap_text(reason, _width(), "      ", "      "))
+
+
+def _width() -> int:
+    import shutil
+
+    return min(100, shutil.get_terminal_size().columns)
 
 
 def _print_class(name: str, each: "ClassPlan") -> None:

@@ -1,8 +1,8 @@
 """How every command reads `-f DIR`, once, and what it says when it cannot."""
 
 import os
-from pathlib import Path
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
