@@ -7,29 +7,36 @@ is: of the models that are dearer than the wanted one in neither input nor outpu
 cheapest input, then the catalog's order; where a tier has none of these, the cheapest, and each request's fit still protects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from stepdown.model import conditions
+from stepdown.model.catalog import Catalog, CatalogModel
 from stepdown.model.config import TIERS, Tier
-from stepdown.plan.offers import Offer, Offers, Requirements, Rung
-
-NOTHING_REQUIRED = Requirements()
+from stepdown.plan.rungs import NO_NEEDS, Needs, Rung, find
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """All that a route's ladders depend on beside the offers. Hashable: thousands of routes share one."""
+    """All that a route's ladders depend on beside the catalog. Hashable: thousands of routes share one."""
 
     default: str
-    """As written in `models.default`; or, with `task`, the catalog's choice."""
+    """As written in `models.default`; empty with `task`."""
     task: str = ""
     fallbacks: tuple[str, ...] = ()
     premium: str = ""
     step_down: tuple[str, ...] = ()
     floor: Tier = "UltraBudget"
-    requirements: Requirements = NOTHING_REQUIRED
+    needs: Needs = NO_NEEDS
     hard: bool = False
     """A Hard budget binds the route: what has no price cannot be reached."""
+
+    def named(self) -> Iterator[tuple[str, str]]:
+        """Every model that the route names beside the default, with the field that does."""
+        yield from ((f"spec.models.fallbacks[{index}]", name) for index, name in enumerate(self.fallbacks))
+        if self.premium:
+            yield "spec.models.premium", self.premium
+        yield from ((f"spec.stepDown.models[{index}]", name) for index, name in enumerate(self.step_down))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +50,47 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Ladders:
-    """What each class may be served by, best first. `critical` and `background` are empty where they are as `default`."""
+class Unusable:
+    """What is wrong with a route's spec, as a condition's reason and message."""
 
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ladders:
+    """What each class may be served by, best first. `critical` and `background` are empty where they are as `default`.
+
+    Made once for all routes that want the same, and compared by identity.
+    """
+
+    wanted: Wanted
     default: tuple[Rung, ...]
     critical: tuple[Rung, ...]
     background: tuple[Rung, ...]
     fallbacks: tuple[Rung, ...]
     rejected: tuple[Rejected, ...]
+    problem: Unusable | None
+    """Why the spec is not accepted. What is left of its ladders still serves where it was accepted before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """Why a route has no ladder at all."""
-
-    reason: str
-    """`ModelNotFound`, `TaskNotFound`, `Unpriced`, `RequirementsNotMet` or `FloorAboveDefault`."""
-    message: str
-
-
-def build(wanted: Wanted, offers: Offers) -> Ladders | Unusable:
-    """The ladders of a route that wants this from these offers."""
-    if problem := _unknown(wanted, offers):
-        return problem
-    written = offers.tasks[wanted.task] if wanted.task else wanted.default
-    first = offers.find(written)
-    assert first is not None
-    where = f"spec.task {wanted.task} (the catalog's choice {written!r})" if wanted.task else f"spec.models.default {written!r}"
-    if problem := _first_problem(wanted, first, offers, where):
-        return problem
+def build(wanted: Wanted, catalog: Catalog) -> Ladders:
+    """The ladders of a route that wants this from that catalog; `default` is empty where nothing can serve."""
+    written = (catalog.for_task(wanted.task) or "") if wanted.task else wanted.default  # type: ignore[arg-type]  # a TaskName
+    first = find(catalog, written)
     rejected: list[Rejected] = []
-    default = _default_ladder(wanted, first, offers, rejected)
-    fallbacks = _named(wanted, wanted.fallbacks, "spec.models.fallbacks", offers, rejected)
-    premium = _named(wanted, (wanted.premium,) if wanted.premium else (), "spec.models.premium", offers, rejected)
+    problem = _unknown(wanted, catalog) or _not_allowed(wanted, catalog, written, first)
+    default = _default_ladder(wanted, first, catalog, rejected)
+    fallbacks = _named(wanted, "spec.models.fallbacks", wanted.fallbacks, catalog, rejected)
+    premium = _named(wanted, "spec.models.premium", (wanted.premium,) if wanted.premium else (), catalog, rejected)
     return Ladders(
+        wanted=wanted,
         default=default,
         critical=_distinct((*premium, *default)) if premium else (),
         background=_background(fallbacks, default),
-        fallbacks=tuple(rung for rung in fallbacks if rung.offer != first.offer),
+        fallbacks=tuple(rung for rung in _distinct(fallbacks) if first is None or rung.model is not first.model),
         rejected=tuple(rejected),
+        problem=problem,
     )
 
 
@@ -90,160 +99,187 @@ def hide(rungs: Sequence[Rung], max_tier: Tier | None) -> tuple[tuple[Rung, ...]
 
     Where no rung is at or below the tier, the cheapest stays: requirements are never broken for money.
     """
-    if max_tier is None:
+    if max_tier is None or not rungs:
         return tuple(rungs), 0, True
     limit = TIERS.index(max_tier)
-    visible = [rung for rung in rungs if TIERS.index(rung.tier) <= limit]
+    visible = [rung for rung in rungs if rung.model.tier_index <= limit]
     kept = bool(visible)
     if not visible:
-        visible = [min(rungs, key=lambda rung: (TIERS.index(rung.tier), _price(rung.offer)))]
-    hidden = [rung for rung in rungs if rung not in visible]
+        visible = [min(rungs, key=lambda rung: (rung.model.tier_index, _price(rung.model)))]
+    hidden = [rung for rung in rungs if all(rung is not each for each in visible)]
     return (*hidden, *visible), len(hidden), kept
 
 
-def _unknown(wanted: Wanted, offers: Offers) -> Unusable | None:
-    if wanted.task and wanted.task not in offers.tasks:
-        have = ", ".join(sorted(offers.tasks)) or "none"
+def _unknown(wanted: Wanted, catalog: Catalog) -> Unusable | None:
+    if wanted.task and not catalog.for_task(wanted.task):  # type: ignore[arg-type]  # a TaskName
+        have = ", ".join(sorted(catalog.tasks)) or "none"
         return Unusable(
-            "TaskNotFound",
+            conditions.TASK_NOT_FOUND,
             f"spec.task is {wanted.task}; the fleet's catalogs choose a model for: {have}. State spec.models.default instead,"
             f" or add the task to a ModelCatalog that the RoutingProxy names in catalogRefs.",
         )
-    named = (
-        [("spec.task " + wanted.task, offers.tasks[wanted.task])] if wanted.task else [("spec.models.default", wanted.default)]
+    first = (
+        (f"spec.task {wanted.task}, in the catalog,", catalog.for_task(wanted.task) or "")  # type: ignore[arg-type]
+        if wanted.task
+        else ("spec.models.default", wanted.default)
     )
-    named += [(f"spec.models.fallbacks[{index}]", each) for index, each in enumerate(wanted.fallbacks)]
-    named += [("spec.models.premium", wanted.premium)] if wanted.premium else []
-    named += [(f"spec.stepDown.models[{index}]", each) for index, each in enumerate(wanted.step_down)]
-    wrong = [f"{where} is {name!r}; {_have(name, offers)}" for where, name in named if offers.find(name) is None]
+    wrong = [
+        f"{where} is {name!r}; {_have(name, catalog)}" for where, name in (first, *wanted.named()) if not find(catalog, name)
+    ]
     if not wrong:
         return None
-    return Unusable("ModelNotFound", f"{'. '.join(wrong)}. Fix the name, or add the model to a ModelCatalog of your own.")
+    message = f"{'. '.join(wrong)}. Fix the name, or add the model to a ModelCatalog of your own."
+    return Unusable(conditions.MODEL_NOT_FOUND, message)
 
 
-def _have(name: str, offers: Offers) -> str:
-    if nearest := offers.nearest(name):
+def _have(name: str, catalog: Catalog) -> str:
+    model = catalog.get(name)
+    if model is not None:
+        return "the catalog has it as a baseline for savings only, never as a target"
+    if nearest := catalog.nearest(name):
         return f"the nearest in the catalog: {', '.join(repr(each) for each in nearest)}"
-    return f"the catalog has {len(offers.by_name)} models, none like it"
+    return f"the catalog has {len(catalog.targets)} models, none like it"
 
 
-def _first_problem(wanted: Wanted, first: Rung, offers: Offers, where: str) -> Unusable | None:
-    """What makes the wanted model itself unusable: then the spec as a whole is."""
-    offer = first.offer
-    if unmet := wanted.requirements.unmet_by(offer):
-        able = sum(1 for each in offers if not wanted.requirements.unmet_by(each))
-        advice = (
-            f"{able} models of the catalog meet spec.requirements: name one of them (`stepdown explain` lists them)"
-            if able
-            else "no model of the catalog meets them: relax them, or add one that does to a ModelCatalog of your own"
-        )
-        return Unusable("RequirementsNotMet", f"{where} does not meet spec.requirements: {unmet}. {advice}.")
-    if TIERS.index(offer.tier) < TIERS.index(wanted.floor):
+def _not_allowed(wanted: Wanted, catalog: Catalog, written: str, first: Rung | None) -> Unusable | None:
+    """What makes a spec unacceptable whose names all exist."""
+    where = f"spec.task {wanted.task} (the catalog's {written!r})" if wanted.task else f"spec.models.default {written!r}"
+    if first is None:
+        return None
+    if unmet := wanted.needs.unmet_by(first.model):
+        return _requirements(wanted, catalog, f"{where} does not meet spec.requirements: {unmet}")
+    if first.model.tier_index < TIERS.index(wanted.floor):
         return Unusable(
-            "FloorAboveDefault",
-            f"spec.stepDown.floor is {wanted.floor}, above {where}, which is {offer.tier}. Lower the floor to {offer.tier}"
-            f" or below, or want a model of tier {wanted.floor} or above.",
+            conditions.FLOOR_ABOVE_DEFAULT,
+            f"spec.stepDown.floor is {wanted.floor}, above {where}, which is {first.tier}. Lower the floor to {first.tier} or"
+            f" below, or want a model of tier {wanted.floor} or above.",
         )
-    if wanted.hard and not offer.priced:
-        return Unusable("Unpriced", f"{where}: {_unpriced(offer)}")
+    if wanted.hard and not first.model.is_priced:
+        return Unusable(conditions.UNPRICED, f"{where} is {_unpriced(first.model)}")
+    for field, name in wanted.named():
+        rung = find(catalog, name)
+        if rung is not None and (unmet := wanted.needs.unmet_by(rung.model)):
+            return _requirements(wanted, catalog, f"{field} {name!r} does not meet spec.requirements: {unmet}")
     return None
 
 
-def _unpriced(offer: Offer) -> str:
-    missing = " and ".join(
-        part for part, price in (("input", offer.input_pusd), ("output", offer.output_pusd)) if price is None
+def _requirements(wanted: Wanted, catalog: Catalog, fault: str) -> Unusable:
+    able = [model.name for model in catalog.targets if not wanted.needs.unmet_by(model)]
+    shown = ", ".join(repr(name) for name in able[:3]) + (f" and {len(able) - 3} more" if len(able) > 3 else "")
+    advice = (
+        f"Those that do: {shown}. Name one of them, or relax spec.requirements."
+        if able
+        else "No model of the catalog does: relax spec.requirements, or add a model to a ModelCatalog of your own."
     )
+    return Unusable(conditions.NOTHING_MEETS_REQUIREMENTS, f"{fault}. {advice}")
+
+
+def _unpriced(model: CatalogModel) -> str:
+    prices = (("input", model.input_pusd), ("output", model.output_pusd))
+    missing = " and ".join(part for part, price in prices if price is None)
     return (
-        f"Unpriced: no {missing} price of {offer.name!r} is known, and a Hard budget cannot hold what it cannot count. State"
-        f" the price in a ModelCatalog of your own and name that in the RoutingProxy's catalogRefs, or make the budget Soft."
+        f"Unpriced: its {missing} price is not known, and a Hard budget cannot hold what it cannot count. State the price of"
+        f" {model.name!r} in a ModelCatalog of your own that the RoutingProxy names in catalogRefs, or make the budget Soft."
     )
 
 
-def _obstacle(wanted: Wanted, offer: Offer) -> str:
-    """Why a route that wants this may never reach that offer; empty: it may."""
-    if unmet := wanted.requirements.unmet_by(offer):
+def _obstacle(wanted: Wanted, model: CatalogModel) -> str:
+    """Why a route that wants this may never reach that model; empty: it may."""
+    if unmet := wanted.needs.unmet_by(model):
         return unmet
-    if TIERS.index(offer.tier) < TIERS.index(wanted.floor):
-        return f"its tier {offer.tier} is below the floor {wanted.floor}"
-    if wanted.hard and not offer.priced:
-        return _unpriced(offer)
+    if model.tier_index < TIERS.index(wanted.floor):
+        return f"its tier {model.tier} is below the floor {wanted.floor}"
+    if wanted.hard and not model.is_priced:
+        return _unpriced(model)
     return ""
 
 
-def _default_ladder(wanted: Wanted, first: Rung, offers: Offers, rejected: list[Rejected]) -> tuple[Rung, ...]:
-    explicit = []
-    top = TIERS.index(first.tier)
-    for rung in _named(wanted, wanted.step_down, "spec.stepDown.models", offers, rejected):
-        if TIERS.index(rung.tier) > top:
-            reason = f"its tier {rung.tier} is above {first.tier}, the default's: a step down never goes up"
-            rejected.append(Rejected(rung.upstream_id, "spec.stepDown.models", reason))
-        else:
-            explicit.append(rung)
-    rungs = list(_distinct((first, *explicit)))
-    lowest = min(TIERS.index(rung.tier) for rung in rungs)
-    taken = {rung.offer.name for rung in rungs}
-    able: dict[Tier, list[Offer]] = {}
-    for offer in offers:
-        if offer.name in taken:
-            continue
-        if reason := _catalog_obstacle(wanted, offer, lowest, first):
-            rejected.append(Rejected(offer.name, "", reason))
-        else:
-            able.setdefault(offer.tier, []).append(offer)
-    for tier in reversed(TIERS[:lowest]):
-        if tier in able:
-            best = _best(able[tier], first.offer)
-            rungs.append(Rung(best, best.upstream_id))
-            rejected += [
-                Rejected(each.name, "", f"a rung a tier: {best.name} is the best of {tier} that is not dearer")
-                for each in able[tier]
-                if each is not best
-            ]
-    return tuple(rungs)
-
-
-def _catalog_obstacle(wanted: Wanted, offer: Offer, lowest: int, first: Rung) -> str:
-    if reason := _obstacle(wanted, offer):
-        return reason
-    if not offer.priced:
-        return "Unpriced: the catalog's own rungs are those with a price"
-    if TIERS.index(offer.tier) >= lowest:
-        return f"its tier {offer.tier} is not below {TIERS[lowest]}, which the route's own models cover already"
-    return ""
-
-
-def _best(able: Sequence[Offer], first: Offer) -> Offer:
-    """The best of one tier that is dearer than the wanted model in nothing; else the cheapest."""
-    cheap = [
-        offer
-        for offer in able
-        if _not_above(offer.input_pusd, first.input_pusd) and _not_above(offer.output_pusd, first.output_pusd)
-    ]
-    if cheap:
-        return min(cheap, key=lambda offer: (-(offer.output_pusd or 0), offer.input_pusd or 0))
-    return min(able, key=_price)
-
-
-def _not_above(price_pusd: int | None, wanted_pusd: int | None) -> bool:
-    return wanted_pusd is None or (price_pusd is not None and price_pusd <= wanted_pusd)
-
-
-def _price(offer: Offer) -> tuple[bool, int, int]:
-    """For sorting, cheapest first: output before input; what has no price comes last."""
-    return (not offer.priced, offer.output_pusd or 0, offer.input_pusd or 0)
-
-
-def _named(wanted: Wanted, names: Sequence[str], where: str, offers: Offers, rejected: list[Rejected]) -> tuple[Rung, ...]:
+def _named(wanted: Wanted, where: str, names: Sequence[str], catalog: Catalog, rejected: list[Rejected]) -> tuple[Rung, ...]:
     """The rungs of a list of the route's own names; those that an obstacle stands before go to `rejected`."""
     rungs = []
     for name in names:
-        rung = offers.find(name)
-        assert rung is not None
-        if reason := _obstacle(wanted, rung.offer):
+        rung = find(catalog, name)
+        reason = _obstacle(wanted, rung.model) if rung is not None else f"not a model of the catalog: {_have(name, catalog)}"
+        if rung is None or reason:
             rejected.append(Rejected(name, where, reason))
         else:
             rungs.append(rung)
     return tuple(rungs)
+
+
+def _default_ladder(wanted: Wanted, first: Rung | None, catalog: Catalog, rejected: list[Rejected]) -> tuple[Rung, ...]:
+    if first is None:
+        return ()
+    rungs: list[Rung] = []
+    if reason := _obstacle(wanted, first.model):
+        rejected.append(Rejected(first.upstream_id, "spec.task" if wanted.task else "spec.models.default", reason))
+    else:
+        rungs.append(first)
+    for rung in _named(wanted, "spec.stepDown.models", wanted.step_down, catalog, rejected):
+        if rung.model.tier_index > first.model.tier_index:
+            reason = f"its tier {rung.tier} is above {first.tier}, the default's: a step down never goes up"
+            rejected.append(Rejected(rung.upstream_id, "spec.stepDown.models", reason))
+        else:
+            rungs.append(rung)
+    rungs = list(_distinct(rungs))
+    return (*rungs, *_catalog_rungs(wanted, first, rungs, catalog, rejected))
+
+
+def _catalog_rungs(
+    wanted: Wanted, first: Rung, rungs: Sequence[Rung], catalog: Catalog, rejected: list[Rejected]
+) -> Iterator[Rung]:
+    """The catalog's best of each tier below the lowest that the route's own models cover."""
+    lowest = min((rung.model.tier_index for rung in rungs), default=first.model.tier_index)
+    taken = {rung.model.name for rung in rungs}
+    able: dict[Tier, list[CatalogModel]] = {}
+    for model in catalog.targets:
+        if model.name in taken or model is first.model:
+            continue
+        if reason := _catalog_obstacle(wanted, model, lowest):
+            rejected.append(Rejected(model.name, "", reason))
+        else:
+            able.setdefault(model.tier, []).append(model)
+    for tier in reversed(TIERS[:lowest]):
+        if tier in able:
+            best = _best(able[tier], first.model)
+            yield Rung(best.request_id(), best)
+            rejected += [
+                Rejected(each.name, "", f"one rung a tier: {best.name} is the better or cheaper one of {tier}")
+                for each in able[tier]
+                if each is not best
+            ]
+
+
+def _catalog_obstacle(wanted: Wanted, model: CatalogModel, lowest: int) -> str:
+    if reason := _obstacle(wanted, model):
+        return reason
+    if not model.is_priced:
+        return "Unpriced: the catalog's own rungs are those with a price"
+    if model.tier_index >= lowest:
+        return f"its tier {model.tier} is not below {TIERS[lowest]}, the lowest that the route's own models cover"
+    return ""
+
+
+def _best(able: Sequence[CatalogModel], first: CatalogModel) -> CatalogModel:
+    """The best of one tier that is dearer than the wanted model in nothing; else the cheapest."""
+    cheap = [
+        model
+        for model in able
+        if _not_above(model.input_pusd, first.input_pusd) and _not_above(model.output_pusd, first.output_pusd)
+    ]
+    if cheap:
+        return min(cheap, key=lambda model: (-(model.output_pusd or 0), model.input_pusd or 0, model.order))
+    return min(able, key=_price)
+
+
+def _not_above(price_pusd: int | None, wanted_pusd: int | None) -> bool:
+    """A wanted model of unknown price sets no bound."""
+    return wanted_pusd is None or (price_pusd is not None and price_pusd <= wanted_pusd)
+
+
+def _price(model: CatalogModel) -> tuple[bool, int, int, int]:
+    """For sorting, cheapest first: output before input; what has no price comes last."""
+    return (not model.is_priced, model.output_pusd or 0, model.input_pusd or 0, model.order)
 
 
 def _background(fallbacks: tuple[Rung, ...], default: tuple[Rung, ...]) -> tuple[Rung, ...]:
@@ -251,13 +287,12 @@ def _background(fallbacks: tuple[Rung, ...], default: tuple[Rung, ...]) -> tuple
     if not fallbacks:
         return ()
     head = fallbacks[0]
-    top = TIERS.index(head.tier)
-    return _distinct((head, *(rung for rung in default if TIERS.index(rung.tier) <= top)))
+    return _distinct((head, *(rung for rung in default if rung.model.tier_index <= head.model.tier_index)))
 
 
-def _distinct(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
-    """Each offer once, at its first place."""
+def _distinct(rungs: Iterable[Rung]) -> tuple[Rung, ...]:
+    """Each model once, at its first place."""
     seen: dict[str, Rung] = {}
     for rung in rungs:
-        seen.setdefault(rung.offer.name, rung)
+        seen.setdefault(rung.model.name, rung)
     return tuple(seen.values())

@@ -1,5 +1,5 @@
-"""What a pass is made from: every object as it was last seen, and what the ledger knows. The shells (`local`, later the operator)
-gather it; the plan only judges. Frozen: a pass compares with the one before by identity first, so keep objects that did not change.
+"""What a pass is made from: every object as it was last seen, and what the ledger knows. The shells gather it (`local`, later
+the operator); the plan only judges. A pass compares with the one before by identity first: keep objects that did not change.
 """
 
 import json
@@ -30,6 +30,8 @@ class Invalid:
     uid: str = ""
     generation: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    conflict: bool = False
+    """Nothing is wrong with the object but that another has its name."""
 
     @property
     def key(self) -> str:
@@ -85,6 +87,16 @@ class RouteTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxiesSeen:
+    """What one fleet's proxies have reported."""
+
+    ready: int
+    """Open instances that sync."""
+    serving: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    """By shard: how many of them have the config of each digest in force."""
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerView:
     """What the ledger knows at one moment."""
 
@@ -94,6 +106,8 @@ class LedgerView:
     """By UID (`uid_of`)."""
     totals: Mapping[str, RouteTotals] = field(default_factory=dict)
     """By route (`namespace/name`)."""
+    proxies: Mapping[str, ProxiesSeen] = field(default_factory=dict)
+    """By RoutingProxy (`namespace/name`); one that is missing here: not known."""
 
 
 AnyObject = ModelRoute | SpendBudget | RoutingProxy | ModelCatalog

@@ -1,0 +1,110 @@
+"""The status of a SpendBudget: its money in USD, the step in force, what the month will cost. `status.statuses` calls this.
+
+A spent budget works as told: Ready stays True, and WithinBudget=False says it (kstatus reads Ready=False as "in progress").
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepdown.budget.forecast import Forecast, forecast
+from stepdown.budget.months import rfc3339
+from stepdown.budget.verdict import percent
+from stepdown.model import conditions
+from stepdown.model.conditions import Condition
+from stepdown.model.money import nusd_to_usd
+from stepdown.plan.budgets import BudgetPlan
+from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since
+
+
+def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | None, now_s: float) -> Document:
+    """The whole document. `stepped`: how many routes a step of this budget holds down."""
+    enforced, within = _enforced(plan), _within(plan)
+    awaiting = enforced.reason == conditions.AWAITING_ACKNOWLEDGEMENT
+    made = (
+        answered(conditions.ACCEPTED, plan.accepted),
+        enforced,
+        within,
+        ready(
+            (
+                (plan.accepted.holds, conditions.NOT_ACCEPTED, plan.accepted.message),
+                (not awaiting, conditions.NOT_ENFORCED, enforced.message),
+            )
+        ),
+    )
+    generation = plan.source.generation
+    document: Document = {
+        "observedGeneration": generation,
+        "conditions": conditions_document(made, generation, previous, now_s),
+        "routes": {"matched": len(plan.members), "steppedDown": stepped},
+    }
+    if plan.period is None or plan.verdict is None:
+        return document
+    document["period"] = {
+        "month": plan.period.month,
+        "start": rfc3339(plan.period.start_s),
+        "end": rfc3339(plan.period.end_s),
+    }
+    document |= _money(plan)
+    if plan.verdict.step is not None:
+        step: Document = {"atPercent": plan.verdict.step.at_percent, "action": plan.verdict.step.action}
+        if plan.verdict.max_tier is not None:
+            step["maxTier"] = plan.verdict.max_tier
+        document["step"] = since(step, previous, "step", now_s)
+    expected = forecast_of(plan, now_s)
+    document["forecast"] = {"monthEndUSD": nusd_to_usd(expected.month_end_nusd)}
+    if expected.exhausted_at_s is not None:
+        document["forecast"]["exhaustedAt"] = rfc3339(expected.exhausted_at_s)
+    return document
+
+
+def forecast_of(plan: BudgetPlan, now_s: float) -> Forecast:
+    """Where the period is going. The plan is one that is in force."""
+    assert plan.period is not None
+    spent_nusd = plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
+    return forecast(plan.period, spent_nusd, plan.limit_nusd, now_s)
+
+
+def _money(plan: BudgetPlan) -> Document:
+    balance = plan.balance
+    spent = balance.spent_nusd if balance is not None else 0
+    unreconciled = balance.unreconciled_nusd if balance is not None else 0
+    return {
+        "limitUSD": nusd_to_usd(plan.limit_nusd),
+        "spentUSD": nusd_to_usd(spent),
+        "reservedUSD": nusd_to_usd(balance.reserved_nusd if balance is not None else 0),
+        "unreconciledUSD": nusd_to_usd(unreconciled),
+        "remainingUSD": nusd_to_usd(plan.limit_nusd - spent - unreconciled),
+        "usedPercent": percent(plan.used),
+    }
+
+
+def _enforced(plan: BudgetPlan) -> Condition:
+    kind = conditions.ENFORCED
+    if plan.terms is None:
+        return condition(kind, None, conditions.PENDING, "No spec of the budget was ever in force.")
+    if not plan.terms.hard:
+        message = "spec.enforcement is Soft: the budget steps and alerts, and refuses nothing."
+        return condition(kind, False, conditions.SOFT, message)
+    if not plan.members:
+        return condition(kind, True, conditions.NO_ROUTES, "The budget binds no route, so there is nothing to hold.")
+    if plan.balance is None or not plan.balance.enforced:
+        message = "Some proxies have not acknowledged the budget for all of its routes yet; they do so as their requests end."
+        return condition(kind, False, conditions.AWAITING_ACKNOWLEDGEMENT, message)
+    return condition(kind, True, conditions.ENFORCED_REASON, "The bill of the period cannot pass the limit.")
+
+
+def _within(plan: BudgetPlan) -> Condition:
+    kind = conditions.WITHIN_BUDGET
+    if plan.verdict is None or plan.period is None:
+        return condition(kind, None, conditions.PENDING, "No spec of the budget was ever in force.")
+    limit, resets = nusd_to_usd(plan.limit_nusd), rfc3339(plan.period.end_s)
+    if plan.used < 1:
+        return condition(kind, True, conditions.WITHIN, f"Money is left of ${limit}; the budget resets at {resets}.")
+    refuses = "its routes are refused" if plan.terms is not None and plan.terms.hard else "nothing is refused, since it is Soft"
+    if plan.used == 1:
+        message = f"All of ${limit} is spent: {refuses} until {resets}. Raise the limit or add an override to go on."
+        return condition(kind, False, conditions.EXHAUSTED, message)
+    assert plan.balance is not None
+    over = nusd_to_usd(plan.balance.spent_nusd + plan.balance.unreconciled_nusd - plan.limit_nusd)
+    message = f"Spent ${over} over the limit of ${limit}: {refuses} until {resets}."
+    return condition(kind, False, conditions.OVER_LIMIT, message)

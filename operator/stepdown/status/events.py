@@ -1,0 +1,112 @@
+"""What happened since the previous pass, as Event values: one a budget and step, never one a route. `reconcile` calls this.
+
+Events come from comparing status documents, so that a restart with the objects' own status repeats none of them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stepdown.model import conditions
+from stepdown.model.conditions import EVENT_TYPES, EventType
+from stepdown.model.config import TIERS
+from stepdown.model.money import nusd_to_usd
+from stepdown.plan.budgets import BudgetPlan
+from stepdown.plan.plan import Plan
+from stepdown.plan.world import Kind, ObjectKey
+from stepdown.status.budgets import forecast_of
+from stepdown.status.documents import find
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened to one object."""
+
+    kind: Kind
+    key: str
+    reason: str
+    message: str
+
+    @property
+    def type(self) -> EventType:
+        return EVENT_TYPES[self.reason]
+
+
+def make_events(
+    plan: Plan, documents: Mapping[ObjectKey, Mapping[str, Any]], before: Mapping[ObjectKey, Mapping[str, Any]], now_s: float
+) -> tuple[Event, ...]:
+    """What the documents say that those before did not."""
+    events: list[Event] = []
+    for name, document in documents.items():
+        previous = before.get(name)
+        if previous is document:
+            continue
+        events += _invalid(name, document, previous)
+        if name[0] == "SpendBudget":
+            budget = plan.budgets[name[1]]
+            if budget.period is not None:
+                events += _budget(budget, document, previous or {}, now_s)
+    return tuple(events)
+
+
+def _invalid(name: ObjectKey, document: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[Event]:
+    now, then = find(document, conditions.ACCEPTED), find(previous, conditions.ACCEPTED)
+    if now is None or now["status"] != "False":
+        return []
+    if then is not None and (then["status"], then["message"]) == ("False", now["message"]):
+        return []
+    return [Event(name[0], name[1], conditions.EVENT_INVALID_SPEC, now["message"])]  # type: ignore[arg-type]  # one of the kinds
+
+
+def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str, Any], now_s: float) -> list[Event]:
+    def event(reason: str, message: str) -> Event:
+        return Event("SpendBudget", plan.key, reason, message)
+
+    events = []
+    period, then = document["period"], previous.get("period")
+    new_period = then is not None and then["start"] != period["start"]
+    if new_period:
+        message = f"Period {period['month']} has begun: ${document['limitUSD']} until {period['end']}."
+        events.append(event(conditions.EVENT_PERIOD_STARTED, message))
+    step, step_then = document.get("step"), previous.get("step")
+    tier, tier_then = (step or {}).get("maxTier"), (step_then or {}).get("maxTier")
+    reached = (step or {}).get("atPercent", 0)
+    if reached > (0 if new_period else (step_then or {}).get("atPercent", 0)):
+        events.append(_step(event, document, reached, tier if new_period or tier != tier_then else None))
+    if tier_then is not None and (tier is None or TIERS.index(tier) > TIERS.index(tier_then)):
+        left = f"maxTier {tier} is in force" if tier is not None else "nothing is hidden any more"
+        events.append(event(conditions.EVENT_RESTORED, f"maxTier {tier_then} is lifted: {left}."))
+    within, within_then = find(document, conditions.WITHIN_BUDGET), find(previous, conditions.WITHIN_BUDGET)
+    was_out = within_then is not None and within_then["status"] == "False" and not new_period
+    if within is not None and within["status"] == "False" and not was_out:
+        events.append(event(conditions.EVENT_EXHAUSTED, within["message"]))
+    over = forecast_of(plan, now_s).over(plan.limit_nusd)
+    if over and plan.used < 1 and (new_period or not _was_over(previous)):
+        ends = nusd_to_usd(forecast_of(plan, now_s).month_end_nusd, digits=2)
+        at = document["forecast"].get("exhaustedAt", period["end"])
+        message = f"If spending goes on as it did, the period ends at ${ends} of ${document['limitUSD']}; gone about {at}."
+        events.append(event(conditions.EVENT_FORECAST_OVER_LIMIT, message))
+    return events
+
+
+def _step(event: Callable[[str, str], Event], document: Mapping[str, Any], reached: int, tier: str | None) -> Event:
+    spent = f"{document['usedPercent']} % of ${document['limitUSD']} is spent"
+    if tier is None:
+        return event(conditions.EVENT_STEP_REACHED, f"Reached the step at {reached} %: {spent}.")
+    routes = document["routes"]
+    message = (
+        f"Reached the step at {reached} %: {spent}. maxTier {tier} is in force:"
+        f" {routes['steppedDown']} of {routes['matched']} routes are stepped down."
+    )
+    return event(conditions.EVENT_STEPPED_DOWN, message)
+
+
+def _was_over(previous: Mapping[str, Any]) -> bool:
+    """Whether the document before had its forecast over its limit: compared as it was written."""
+    ends, limit = previous.get("forecast", {}).get("monthEndUSD"), previous.get("limitUSD")
+    return ends is not None and limit is not None and _nusd(ends) > _nusd(limit)
+
+
+def _nusd(usd: str) -> int:
+    whole, _, decimals = usd.partition(".")
+    return int(whole) * 1_000_000_000 + int(decimals.ljust(9, "0"))
