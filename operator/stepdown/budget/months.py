@@ -87,6 +87,7 @@ def instant(at_s: float) -> datetime:
     return _EPOCH + timedelta(seconds=int(at_s // 1))
 
 
+@lru_cache(maxsize=1024)
 def rfc3339(at_s: float) -> str:
     """Unix seconds as Kubernetes writes a time: `2026-11-23T19:25:00Z`."""
     return instant(at_s).strftime("%Y-%m-%dT%H:%M:%SZ")

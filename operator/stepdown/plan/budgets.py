@@ -14,7 +14,7 @@ from stepdown.budget.months import Period, period_after, period_at
 from stepdown.budget.verdict import Step, Terms, Verdict, judge
 from stepdown.model import conditions
 from stepdown.model.config import Tier, account_id
-from stepdown.model.resources import BudgetSpec
+from stepdown.model.resources import BudgetSpec, LabelSelector
 from stepdown.plan.findings import Finding, InForce, kept
 from stepdown.plan.fleets import ACCEPTED, invalid_finding
 from stepdown.plan.specs import Source, choose, source, sources
@@ -200,12 +200,17 @@ def _members(spec: BudgetSpec, namespace: str, world: World, routes: Routes) -> 
     else:
         spaces = [namespace]
     rule = spec.route_selector
-    return frozenset(
-        f"{space}/{name}"
-        for space in spaces
-        for name, labels in routes.get(space, ())
-        if rule is None or rule.matches(dict(labels))
-    ), ()
+    return frozenset(f"{space}/{name}" for space in spaces for name in _matching(rule, routes.get(space, ()))), ()
+
+
+def _matching(rule: LabelSelector | None, routes: Iterable[tuple[str, Labels]]) -> Iterable[str]:
+    """The names that a selector selects; its first label is looked at first, since most routes differ there already."""
+    if rule is None:
+        return (name for name, _ in routes)
+    if rule.match_labels:
+        key, value = next(iter(rule.match_labels.items()))
+        routes = ((name, labels) for name, labels in routes if labels.get(key) == value)
+    return (name for name, labels in routes if rule.matches(dict(labels)))
 
 
 def _raw_members(raw: Mapping[str, Any], namespace: str, routes: Iterable[tuple[str, Labels]]) -> frozenset[str]:

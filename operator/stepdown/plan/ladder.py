@@ -8,7 +8,8 @@ cheapest input, then the catalog's order; where a tier has none of these, the ch
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from stepdown.model import conditions
 from stepdown.model.catalog import Catalog, CatalogModel
@@ -72,6 +73,8 @@ class Ladders:
     rejected: tuple[Rejected, ...]
     problem: Unusable | None
     """Why the spec is not accepted. What is left of its ladders still serves where it was accepted before."""
+    stepped: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """What `plan.routes` made of them under each step so far."""
 
 
 def build(wanted: Wanted, catalog: Catalog) -> Ladders:
@@ -156,10 +159,10 @@ def _not_allowed(wanted: Wanted, catalog: Catalog, written: str, first: Rung | N
         )
     if wanted.hard and not first.model.is_priced:
         return Unusable(conditions.UNPRICED, f"{where} is {_unpriced(first.model)}")
-    for field, name in wanted.named():
+    for where, name in wanted.named():
         rung = find(catalog, name)
         if rung is not None and (unmet := wanted.needs.unmet_by(rung.model)):
-            return _requirements(wanted, catalog, f"{field} {name!r} does not meet spec.requirements: {unmet}")
+            return _requirements(wanted, catalog, f"{where} {name!r} does not meet spec.requirements: {unmet}")
     return None
 
 

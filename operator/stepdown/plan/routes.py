@@ -2,7 +2,7 @@
 calls this for the routes whose inputs changed; the others keep the plan that they have.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stepdown.model import conditions
@@ -107,14 +107,20 @@ def plan_route(
     return _refused(each, refusal, partial, fleets, forces)
 
 
-def steps_of(ladders: Ladders, forces: Iterable[Force]) -> dict[RequestClass, ClassPlan]:
+def steps_of(ladders: Ladders, forces: Sequence[Force]) -> Mapping[RequestClass, ClassPlan]:
     """Each class under the strictest of the steps in force. A class without a ladder of its own is left to `default`."""
     step = _strictest(forces)
-    critical_step = _strictest(force for force in forces if not force.protect_critical)
-    protected = critical_step != step
+    critical_step = _strictest([force for force in forces if not force.protect_critical])
+    known: Mapping[RequestClass, ClassPlan] | None = ladders.stepped.get((step, critical_step))
+    if known is None:
+        known = ladders.stepped[step, critical_step] = _classes(ladders, step, critical_step)
+    return known
+
+
+def _classes(ladders: Ladders, step: "_StepInForce", critical_step: "_StepInForce") -> Mapping[RequestClass, ClassPlan]:
     plans: dict[RequestClass, ClassPlan] = {"default": _class_plan(ladders, ladders.default, ladders.fallbacks, step)}
     first = ladders.default[0]
-    if ladders.critical or protected:
+    if ladders.critical or critical_step != step:
         rungs = ladders.critical or ladders.default
         spare = (first, *ladders.fallbacks) if ladders.critical else ladders.fallbacks
         plans["critical"] = _class_plan(ladders, rungs, spare, critical_step)
@@ -217,10 +223,8 @@ class _StepInForce:
 
 def _strictest(forces: Iterable[Force]) -> _StepInForce:
     """The strictest step; of several budgets with the same, the first by name."""
-    least = min(
-        ((TIERS.index(force.max_tier), force.budget, force.max_tier) for force in forces if force.max_tier is not None),
-        default=None,
-    )
+    steps = [(TIERS.index(force.max_tier), force.budget, force.max_tier) for force in forces if force.max_tier is not None]
+    least = min(steps, default=None)
     return _StepInForce(None, "") if least is None else _StepInForce(least[2], least[1])
 
 

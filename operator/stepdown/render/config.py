@@ -5,6 +5,7 @@ A route, a shard and a digest are made anew only when what they are made from ch
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from stepdown.model.config import (
     SHARDS,
@@ -21,6 +22,7 @@ from stepdown.model.config import (
     digest,
     shard_of,
 )
+from stepdown.model.quantity import duration_s
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.fleets import Market
 from stepdown.plan.plan import Plan
@@ -93,7 +95,7 @@ def route_config(plan: RoutePlan) -> Route:
         parameters=Parameters(
             temperature=spec.parameters.temperature,
             max_tokens=spec.parameters.max_tokens,
-            timeout_s=spec.parameters.timeout_s,
+            timeout_s=_timeout_s(spec.parameters.timeout),
         ),
         premium_max_share_percent=spec.premium.max_share_percent if spec.premium is not None else None,
         budgets=budgets,
@@ -101,6 +103,9 @@ def route_config(plan: RoutePlan) -> Route:
         refuse=plan.refuse,
         generation=plan.generation,
     )
+
+
+_timeout_s = lru_cache(maxsize=256)(duration_s)
 
 
 def budget_config(plan: BudgetPlan) -> Budget:
