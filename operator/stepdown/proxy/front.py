@@ -108,15 +108,14 @@ class Front(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is one by duck's law only
         wire = self._wire
         wire.connections += 1
         self.deadline_s = wire.sweeper.now_s + wire.limits.headers_s
         wire.sweeper.items.add(self)
         self._server.fronts.add(self)
         if wire.connections > wire.limits.max_connections:
-            transport.abort()
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         wire = self._wire
