@@ -498,3 +498,44 @@ def test_an_answer_for_another_message_changes_nothing(tmp_path: Path) -> None:
                 pay(proxy, hold, 1)
 
     run(main())
+
+
+def test_the_last_of_an_account_is_gathered_where_it_is_waited_for(tmp_path: Path) -> None:
+    """Split between keeper and proxy, the rest of a budget would fit nobody, or fit only after another message."""
+
+    async def main() -> None:
+        async with proxy_with(tmp_path, BIG + SMALL - 1) as proxy:
+            hold = await get(proxy)
+            waiting = later(proxy)
+            await asyncio.sleep(0.5)
+            assert lease(proxy).granted == BIG + SMALL - 1
+            pay(proxy, hold, BIG - 1)
+            assert lease(proxy).reserved == SMALL, "served within the settlement, without a message"
+            assert (await waiting).rung.name == "small"
+
+    run(main())
+
+
+@pytest.mark.parametrize("others", [0, 50])
+def test_a_recall_does_not_take_from_those_who_wait_unless_others_need_it(tmp_path: Path, others: int) -> None:
+    """Where nobody else holds anything it would only travel to the keeper and back; else it may make another's request fit."""
+
+    async def main() -> None:
+        async with proxy_with(tmp_path, BIG + SMALL - 1 + others) as proxy:
+            proxy.keeper.foreign[TEAM] = others
+            await get(proxy)
+            hold = await get(proxy, shape(SMALL - 1, 0))
+            waiting = later(proxy)
+            await asyncio.sleep(0.5)
+            proxy.till.release(hold, attempted=False)
+            proxy.keeper.recall[TEAM] = 5
+            await asyncio.sleep(0.5)
+            assert not waiting.done()
+            assert lease(proxy).returned == (5 if others else 0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            proxy.keeper.recall[TEAM] = 5
+            await asyncio.sleep(2)
+            assert lease(proxy).returned == (10 if others else 5)
+
+    run(main())

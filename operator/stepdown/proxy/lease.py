@@ -36,6 +36,7 @@ class Lease:
         "rate_nusd_s",
         "returned",
         "seen_taken",
+        "sole",
         "spent_nusd",
         "taken",
     )
@@ -59,6 +60,8 @@ class Lease:
         self.limit_nusd = 0
         self.spent_nusd = 0
         self.committed_nusd = 0
+        self.sole = False
+        """Nobody else held any of the account's money that is not spent yet, as of the keeper's last answer."""
         self.rate_nusd_s = 0.0
         self.expected_nusd_s = 0.0
         """Before its period begins: the rate of the period before."""
@@ -117,6 +120,9 @@ class Lease:
         self.limit_nusd = grant.limit
         self.spent_nusd = grant.spent
         self.committed_nusd = grant.committed
+        if self.acked is not None:
+            mine_nusd = grant.granted - self.acked.returned - self.acked.consumed
+            self.sole = grant.committed - grant.spent <= mine_nusd
 
     def pace(self, elapsed_s: float) -> None:
         """Brings the rate of reservation up to date, once a sync."""

@@ -184,7 +184,7 @@ class Syncer:
         self._swap(answer)
         horizon_s = till.table.fleet.lease_horizon_s if till.table is not None else 0.0
         till.reachable = True
-        till.deadline_s = max(till.deadline_s, sent_s + horizon_s)
+        till.deadline_s = sent_s + horizon_s
         self._take_grants(answer)
         till.queue.answered(answer.asks)
         self._give_back(answer)
@@ -243,9 +243,14 @@ class Syncer:
             lease.grant(grant.granted)
 
     def _give_back(self, answer: SyncAnswer) -> None:
-        """Recalls: what no request has reserved goes back, logged before it is said."""
+        """Recalls: what no request has reserved goes back, logged before it is said.
+
+        But not from under those who wait here, while nobody else holds any of it: it would go to the keeper and come back.
+        """
         for grant in answer.leases:
             lease = self._till.books.lease(grant.account)
+            if lease.sole and self._till.queue.waits_for(lease):
+                continue
             back_nusd = min(grant.recall, lease.free)
             if back_nusd > 0 and self._return(lease, lease.returned + back_nusd):
                 self._wake.set()

@@ -97,6 +97,18 @@ class Waiter:
         """Whether, as far as is known, the keeper could make its cheapest rung fit now."""
         return all(lease.free + lease.headroom_nusd >= self.cheapest_nusd for lease in self.leases)
 
+    def scraps(self) -> dict[str, int] | None:
+        """A rung that serves nothing yet: all that the keeper has left, where nobody else holds any of it.
+
+        With the last of an account in one place, the next settlement serves the first who waits at once, and not after a
+        message, while everybody else sees money that nobody takes.
+        """
+        if not all(lease.sole for lease in self.leases) or self.could_be_granted():
+            return None
+        if not any(lease.headroom_nusd for lease in self.leases):
+            return None
+        return {lease.account: min(self.cheapest_nusd, lease.free + lease.headroom_nusd) for lease in self.leases}
+
 
 class Queue:
     """All waiting requests of one proxy, in the order of their arrival. One event loop owns it."""
@@ -113,6 +125,10 @@ class Queue:
 
     def __len__(self) -> int:
         return len(self.waiting)
+
+    def waits_for(self, lease: Lease) -> bool:
+        """Whether anybody waits for money of this lease."""
+        return any(lease in waiter.leases for waiter in self.waiting)
 
     async def wait(self, wish: Wish, offers: list[Offer]) -> Hold:
         """The hold, or Refused. When the caller is cancelled, whatever it was given goes back."""
@@ -160,6 +176,7 @@ class Queue:
     def asks(self, boot_s: float) -> tuple[Ask, ...]:
         """The tickets for the next message: those not answered yet, and those that are due again."""
         asks: list[Ask] = []
+        gathered: set[Lease] = set()
         for waiter in self.waiting:
             if waiter.future.done() or not (waiter.ask_id or waiter.ask_at_s <= boot_s):
                 continue
@@ -167,8 +184,11 @@ class Queue:
                 waiter.ask_id = self._next_ask
                 self._next_ask += 1
                 self._by_ask[waiter.ask_id] = waiter
-            rungs = tuple({lease.account: offer.amount_nusd for lease in offer.tab.hard} for offer in waiter.offers)
-            asks.append(Ask(id=waiter.ask_id, rungs=rungs))
+            rungs = [{lease.account: offer.amount_nusd for lease in offer.tab.hard} for offer in waiter.offers]
+            if gathered.isdisjoint(waiter.leases) and (scraps := waiter.scraps()) is not None:
+                rungs.append(scraps)
+            gathered.update(waiter.leases)
+            asks.append(Ask(id=waiter.ask_id, rungs=tuple(rungs)))
             if len(asks) == MAX_ASKS:
                 break
         return tuple(asks)
