@@ -120,7 +120,7 @@ def steps_of(ladders: Ladders, forces: Sequence[Force]) -> Mapping[RequestClass,
 def _classes(ladders: Ladders, step: "_StepInForce", critical_step: "_StepInForce") -> Mapping[RequestClass, ClassPlan]:
     plans: dict[RequestClass, ClassPlan] = {"default": _class_plan(ladders, ladders.default, ladders.fallbacks, step)}
     first = ladders.default[0]
-    if ladders.critical or critical_step != step:
+    if ladders.critical or critical_step.max_tier != step.max_tier:
         rungs = ladders.critical or ladders.default
         spare = (first, *ladders.fallbacks) if ladders.critical else ladders.fallbacks
         plans["critical"] = _class_plan(ladders, rungs, spare, critical_step)

@@ -89,6 +89,7 @@ def route_config(plan: RoutePlan) -> Route:
     if spec is None:
         return Route(name=plan.key, ladders=ladders, budgets=budgets, refuse=plan.refuse, generation=plan.generation)
     callers = spec.callers
+    has_premium = plan.ladders is not None and bool(plan.ladders.critical)
     return Route(
         name=plan.key,
         ladders=ladders,
@@ -97,7 +98,7 @@ def route_config(plan: RoutePlan) -> Route:
             max_tokens=spec.parameters.max_tokens,
             timeout_s=_timeout_s(spec.parameters.timeout),
         ),
-        premium_max_share_percent=spec.premium.max_share_percent if spec.premium is not None else None,
+        premium_max_share_percent=spec.premium.max_share_percent if spec.premium is not None and has_premium else None,
         budgets=budgets,
         api_key_sha256=None if callers is None else tuple(each.api_key_sha256 for each in callers if each.api_key_sha256),
         refuse=plan.refuse,
@@ -138,8 +139,9 @@ def _render(
     by_shard: list[dict[str, Placed]] = [{} for _ in range(SHARDS)]
     for name, each in placed.items():
         by_shard[each.shard][name] = each
-    shards: dict[int, Shard] = {}
-    digests: dict[int, str] = {}
+    shards: Mapping[int, Shard]
+    digests: Mapping[int, str]
+    shards, digests = {}, {}
     for index, mine in enumerate(by_shard):
         before = previous.shards[index] if previous is not None and same_market else None
         if previous is not None and before is not None and _unchanged(before, mine, budgets):
@@ -148,6 +150,8 @@ def _render(
             shard = _shard(index, mine, market, models, budgets)
             shards[index], digests[index] = shard, digest(shard)
     fleet = previous.fleet if previous is not None and same_market else fleet_config(market)
+    if previous is not None and same_market and digests == previous.digests:
+        shards, digests = previous.shards, previous.digests  # the very same, so that a shell sees at once: nothing to publish
     return FleetConfig(fleet, shards, digests, market, placed, models)
 
 
@@ -158,9 +162,15 @@ def _place(routes: list[RoutePlan], previous: FleetConfig | None) -> dict[str, P
         key = plan.source.key
         before = known.get(key)
         if before is None or before.plan is not plan:
-            before = Placed(plan, route_config(plan), before.shard if before is not None else shard_of(key))
+            route = route_config(plan)
+            same = before is not None and before.route == route
+            before = Placed(plan, before.route if before is not None and same else route, _shard_of(key, before))
         placed[key] = before
     return placed
+
+
+def _shard_of(key: str, before: Placed | None) -> int:
+    return before.shard if before is not None else shard_of(key)
 
 
 def _unchanged(before: Shard, mine: Mapping[str, Placed], budgets: Mapping[str, Budget]) -> bool:

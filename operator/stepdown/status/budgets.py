@@ -6,7 +6,7 @@ A spent budget works as told: Ready stays True, and WithinBudget=False says it (
 from collections.abc import Mapping
 from typing import Any
 
-from stepdown.budget.forecast import Forecast, forecast
+from stepdown.budget.forecast import forecast
 from stepdown.budget.months import rfc3339
 from stepdown.budget.verdict import percent
 from stepdown.model import conditions
@@ -50,18 +50,12 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         if plan.verdict.max_tier is not None:
             step["maxTier"] = plan.verdict.max_tier
         document["step"] = since(step, previous, "step", now_s)
-    expected = forecast_of(plan, now_s)
-    document["forecast"] = {"monthEndUSD": nusd_to_usd(expected.month_end_nusd)}
+    spent_nusd = plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
+    expected = forecast(plan.period, spent_nusd, plan.limit_nusd, now_s)
+    document["forecast"] = {"monthEndUSD": nusd_to_usd(expected.month_end_nusd, digits=2)}
     if expected.exhausted_at_s is not None:
         document["forecast"]["exhaustedAt"] = rfc3339(expected.exhausted_at_s)
     return document
-
-
-def forecast_of(plan: BudgetPlan, now_s: float) -> Forecast:
-    """Where the period is going. The plan is one that is in force."""
-    assert plan.period is not None
-    spent_nusd = plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
-    return forecast(plan.period, spent_nusd, plan.limit_nusd, now_s)
 
 
 def _money(plan: BudgetPlan) -> Document:

@@ -10,11 +10,9 @@ from typing import Any
 from stepdown.model import conditions
 from stepdown.model.conditions import EVENT_TYPES, EventType
 from stepdown.model.config import TIERS
-from stepdown.model.money import nusd_to_usd
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import Kind, ObjectKey
-from stepdown.status.budgets import forecast_of
 from stepdown.status.documents import find
 
 
@@ -33,7 +31,7 @@ class Event:
 
 
 def make_events(
-    plan: Plan, documents: Mapping[ObjectKey, Mapping[str, Any]], before: Mapping[ObjectKey, Mapping[str, Any]], now_s: float
+    plan: Plan, documents: Mapping[ObjectKey, Mapping[str, Any]], before: Mapping[ObjectKey, Mapping[str, Any]]
 ) -> tuple[Event, ...]:
     """What the documents say that those before did not."""
     events: list[Event] = []
@@ -45,7 +43,7 @@ def make_events(
         if name[0] == "SpendBudget":
             budget = plan.budgets[name[1]]
             if budget.period is not None:
-                events += _budget(budget, document, previous or {}, now_s)
+                events += _budget(budget, document, previous or {})
     return tuple(events)
 
 
@@ -58,7 +56,7 @@ def _invalid(name: ObjectKey, document: Mapping[str, Any], previous: Mapping[str
     return [Event(name[0], name[1], conditions.EVENT_INVALID_SPEC, now["message"])]  # type: ignore[arg-type]  # one of the kinds
 
 
-def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str, Any], now_s: float) -> list[Event]:
+def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str, Any]) -> list[Event]:
     def event(reason: str, message: str) -> Event:
         return Event("SpendBudget", plan.key, reason, message)
 
@@ -80,9 +78,8 @@ def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str
     was_out = within_then is not None and within_then["status"] == "False" and not new_period
     if within is not None and within["status"] == "False" and not was_out:
         events.append(event(conditions.EVENT_EXHAUSTED, within["message"]))
-    over = forecast_of(plan, now_s).over(plan.limit_nusd)
-    if over and plan.used < 1 and (new_period or not _was_over(previous)):
-        ends = nusd_to_usd(forecast_of(plan, now_s).month_end_nusd, digits=2)
+    if _over(document) and plan.used < 1 and (new_period or not _over(previous)):
+        ends = document["forecast"]["monthEndUSD"]
         at = document["forecast"].get("exhaustedAt", period["end"])
         message = f"If spending goes on as it did, the period ends at ${ends} of ${document['limitUSD']}; gone about {at}."
         events.append(event(conditions.EVENT_FORECAST_OVER_LIMIT, message))
@@ -101,9 +98,9 @@ def _step(event: Callable[[str, str], Event], document: Mapping[str, Any], reach
     return event(conditions.EVENT_STEPPED_DOWN, message)
 
 
-def _was_over(previous: Mapping[str, Any]) -> bool:
-    """Whether the document before had its forecast over its limit: compared as it was written."""
-    ends, limit = previous.get("forecast", {}).get("monthEndUSD"), previous.get("limitUSD")
+def _over(document: Mapping[str, Any]) -> bool:
+    """Whether a document's forecast is over its limit, by what is written in it: so no Event comes twice for one rounding."""
+    ends, limit = document.get("forecast", {}).get("monthEndUSD"), document.get("limitUSD")
     return ends is not None and limit is not None and _nusd(ends) > _nusd(limit)
 
 
