@@ -74,6 +74,14 @@ class RunProcess:
             assert stream is not None
             stream.close()
 
+    @property
+    def error(self) -> str:
+        """All of stderr so far, as text."""
+        while not self._lines.empty():
+            if (raw := self._lines.get()) is not None:
+                self._keep(raw)
+        return "\n".join(self.raw)
+
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 

@@ -107,8 +107,8 @@ def _print(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan")
         click.echo(f"\nClass {' and '.join(absent)}: as default")
     if route.ladders is not None and route.ladders.rejected:
         why: dict[str, list[str]] = {}
-        for each in route.ladders.rejected:
-            why.setdefault(each.reason.partition(". ")[0], []).append(each.model)
+        for rejected in route.ladders.rejected:
+            why.setdefault(rejected.reason.partition(". ")[0], []).append(rejected.model)
         click.echo(click.style("\nNot on the default ladder", bold=True))
         for reason, models in why.items():
             click.echo(click.wrap_text(", ".join(models), _width(), "  ", "  "))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Gathered":
     """The folder as it is now. With `strict`, a folder without any valid object ends the command."""
+    from stepdown.local.banner import nothing_valid
     from stepdown.local.clock import now_ns
     from stepdown.local.documents import Folder, FolderMissing
     from stepdown.local.world import Gatherer, NoSuchProxy
@@ -27,14 +28,6 @@ def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Ga
     if strict and not gathered.objects:
         raise CommandError(nothing_valid(roots, [str(problem) for problem in gathered.problems]))
     return gathered
-
-
-def nothing_valid(roots: Sequence[str], problems: Sequence[str]) -> str:
-    """What to say where a folder has nothing that could be used."""
-    where = ", ".join(roots)
-    if not problems:
-        return f"{where} has no object of stepdown.dev in any .yaml, .yml or .json file; see manifests/samples for working ones"
-    return f"nothing in {where} is valid:\n" + "\n".join(f"  {problem}" for problem in problems)
 
 
 def ledger_view(ledger_file: str | None, now_s: float) -> "LedgerView":

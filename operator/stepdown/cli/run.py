@@ -62,7 +62,8 @@ def run(
     """
     from stepdown.ledger.errors import LedgerError
     from stepdown.local.documents import FolderMissing
-    from stepdown.local.run import CannotListen, NothingValid, Options, serve
+    from stepdown.local.engine import NothingValid
+    from stepdown.local.run import CannotListen, CannotServe, Options, serve
     from stepdown.local.world import NoSuchProxy
 
     if upstream is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", upstream):
@@ -83,7 +84,7 @@ def run(
         code = serve(options)
     except (FolderMissing, NoSuchProxy) as error:
         raise click.UsageError(str(error)) from None
-    except NothingValid as error:
+    except (NothingValid, CannotServe) as error:
         raise CommandError(str(error)) from None
     except LedgerError as error:
         raise LedgerUnusable(str(error)) from None

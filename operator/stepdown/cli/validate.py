@@ -12,7 +12,8 @@ from stepdown.cli.output import Format, folder_option, output_option, print_mach
 @output_option
 def validate(roots: tuple[str, ...], proxy: str | None, output: Format) -> None:
     """Name every mistake in a folder; exit with 1 if there is one."""
-    from stepdown.cli.folder import nothing_valid, read_folder
+    from stepdown.cli.folder import read_folder
+    from stepdown.local.banner import nothing_valid
     from stepdown.local.check import planned
     from stepdown.local.clock import now_s
     from stepdown.plan.plan import make_plan

@@ -227,6 +227,17 @@ def _out_of_sight(
     return found
 
 
+def any_valid(loaded: Loaded) -> bool:
+    """Whether a folder has one valid object: then a start is worth a ledger. Looks no further than that object."""
+    for document in loaded.documents:
+        try:
+            parse(document.body, namespace=DEFAULT_NAMESPACE)
+        except InvalidObject:
+            continue
+        return True
+    return False
+
+
 def implicit_proxy(catalogs: list[str]) -> RoutingProxy:
     """The fleet where the folder has none: the default upstream, both of its channels, every namespace and every catalog."""
     return RoutingProxy.model_validate(

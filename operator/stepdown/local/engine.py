@@ -1,0 +1,232 @@
+"""Keeps a fleet's config what the folder and the money say, while it serves. `run` starts it beside the proxy.
+
+One pass: read the folder (if it changed), judge it (`plan`), render it, bind the ledger, remember what was accepted, publish.
+Reading and judging run in a thread of their own and the ledger in its own, so that no stream waits for either. A pass happens
+when a file changed, when a balance crossed a step, when time alone changes the plan, and every half minute in any case.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+
+import msgspec
+
+from stepdown.budget.account import Balance, Binding
+from stepdown.budget.verdict import judge
+from stepdown.ledger.errors import LedgerError
+from stepdown.local import log
+from stepdown.local.check import planned
+from stepdown.local.clock import now_ns, now_s
+from stepdown.local.documents import Folder, FolderMissing, Problem
+from stepdown.local.secrets import ChannelKey
+from stepdown.local.view import accepted_specs
+from stepdown.local.world import IMPLICIT, Gathered, Gatherer, NoSuchProxy
+from stepdown.model.conditions import EVENT_INVALID_SPEC
+from stepdown.model.config import Fleet, account_id
+from stepdown.plan.budgets import BudgetPlan
+from stepdown.plan.world import AcceptedSpec, LedgerView, uid_of
+from stepdown.reconcile import Pass, reconcile
+from stepdown.render.config import FleetConfig
+from stepdown.sync.service import SyncService
+
+POLL_S = 0.5
+"""How often balances are looked at: a step is in force this long after it was reached, at most."""
+RESYNC_S = 30.0
+"""How often the folder is read without any notice of a change."""
+
+
+class NothingValid(Exception):
+    """Nothing of the folder can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One pass, before anything was done about it."""
+
+    gathered: Gathered
+    made: Pass
+    config: FleetConfig
+    problems: tuple[Problem, ...]
+
+
+class Engine:
+    """The loop around the pure core. `start` once, then `follow` for as long as it serves."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        gatherer: Gatherer,
+        service: SyncService,
+        *,
+        upstream: str,
+        keys: Callable[[tuple[ChannelKey, ...]], None],
+    ) -> None:
+        """`upstream`: instead of the fleet's baseURL. `keys` is told the channels' keys at every pass."""
+        self._folder, self._gatherer, self._service = folder, gatherer, service
+        self._upstream, self._tell_keys = upstream, keys
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+        self._changed = asyncio.Event()
+        self._accepted: dict[str, AcceptedSpec] = {}
+        self._gathered: Gathered | None = None
+        self._made: Pass | None = None
+        self._config: FleetConfig | None = None
+        self._bindings: dict[str, Binding] = {}
+        self._said: frozenset[str] = frozenset()
+        self._fleet = ""
+        self.published: Callable[[], None] = _nothing
+        """Called after every change of the config: the proxy fetches it at once instead of within a second."""
+
+    def file_changed(self) -> None:
+        self._changed.set()
+
+    async def start(self) -> Judged:
+        """The first pass; when it returns, the config is published.
+
+        Raises NothingValid, NoSuchProxy, FolderMissing or a LedgerError.
+        """
+        self._accepted = await self._service.call(accepted_specs)
+        self._gatherer.remember(self._accepted)
+        judged = await self._judged(reload=True)
+        self._fleet = judged.gathered.fleet
+        await self._apply(judged)
+        return judged
+
+    async def follow(self) -> None:
+        """Until cancelled."""
+        resync_s = now_s() + RESYNC_S
+        while True:
+            try:
+                async with asyncio.timeout(POLL_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            reload = self._changed.is_set() or now_s() >= resync_s
+            self._changed.clear()
+            if reload:
+                resync_s = now_s() + RESYNC_S
+            try:
+                if reload or await self._has_moved():
+                    await self._apply(await self._judged(reload=reload))
+            except (NoSuchProxy, FolderMissing, NothingValid) as error:
+                self._say_once(f"{error}. What was in force before stays in force", event="problem")
+            except LedgerError as error:
+                self._say_once(f"the ledger: {error}. The config stays as it is until it works again", event="ledger")
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    async def _judged(self, *, reload: bool) -> Judged:
+        now = now_s()
+        balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._judge, reload, balances, now)
+
+    def _judge(self, reload: bool, balances: Mapping[str, Balance], now: float) -> Judged:
+        """On the policy thread."""
+        if reload or self._gathered is None:
+            self._gathered = self._gatherer.gather(self._folder.load(now_ns()), self._accepted)
+        gathered = self._gathered
+        if self._fleet and gathered.fleet != self._fleet:
+            raise NoSuchProxy(f"the RoutingProxy was {self._fleet} and is now {gathered.fleet}: restart to run that one")
+        made = reconcile(gathered.world, LedgerView(balances, self._accepted), now, self._made)
+        config = made.configs.get(gathered.fleet)
+        if config is None:
+            raise NothingValid(_not_served(gathered, made))
+        return Judged(gathered, made, config, (*gathered.problems, *planned(made.plan, gathered.places)))
+
+    async def _apply(self, judged: Judged) -> None:
+        """The ledger first: what is published must be bound, and what is in force must be remembered."""
+        made, config, before = judged.made, judged.config, self._config
+        bindings = {each.account: each for each in made.bindings}
+        if bindings != self._bindings:
+            await self._service.bind(made.bindings)
+            self._bindings = bindings
+            self._changed.set()  # an account may have opened with money spent: judge again by what the ledger says now
+        await self._remember(made, judged.gathered)
+        self._made, self._config = made, config
+        self._tell_keys(judged.gathered.keys)
+        if (
+            before is None
+            or config.fleet is not before.fleet
+            or any(config.shards[i] is not before.shards[i] for i in config.shards)
+        ):
+            self._service.publish(self._at(config.fleet), config.shards)
+            self.published()
+            self._say_policy(config)
+        self._report(judged)
+
+    async def _remember(self, made: Pass, gathered: Gathered) -> None:
+        assumed = f"RoutingProxy/{IMPLICIT}" if gathered.implicit else None
+        kept = {uid: each for uid, each in made.accept if uid != assumed}
+        new = {uid: (each.generation, each.spec_json) for uid, each in kept.items()}
+        gone = [] if gathered.unreadable else sorted(self._accepted.keys() - _uids(gathered))
+        if new or gone:
+            await self._service.call(lambda ledger: ledger.accept(new, gone))
+            self._accepted = {uid: each for uid, each in self._accepted.items() if uid not in gone} | kept
+
+    def _at(self, fleet: Fleet) -> Fleet:
+        return msgspec.structs.replace(fleet, base_url=self._upstream) if self._upstream else fleet
+
+    async def _has_moved(self) -> bool:
+        """Whether money or time alone changes the plan. Cheap: it is asked twice a second."""
+        assert self._made is not None
+        now = now_s()
+        if self._made.next_change_s is not None and now >= self._made.next_change_s:
+            return True
+        balances = await self._service.call(lambda ledger: ledger.balances(now))
+        return any(_moved(budget, balances) for budget in self._made.plan.budgets.values())
+
+    # What people are told -------------------------------------------------------------------------------------------
+
+    def _say_policy(self, config: FleetConfig) -> None:
+        log.info("policy in force", event="policy", routes=len(config.placed))
+
+    def _report(self, judged: Judged) -> None:
+        """New problems and what happened. A problem is said again only after it had gone."""
+        texts = set()
+        for problem in judged.problems:
+            texts.add(str(problem))
+            if str(problem) not in self._said:
+                say = log.warning if problem.note else log.error
+                say(problem.message, event="problem", file=problem.file, line=problem.line, document=problem.document)
+        if self._said and not texts:
+            log.info("every problem has been mended", event="mended")
+        self._said = frozenset(texts)
+        for event in judged.made.events:
+            if event.reason != EVENT_INVALID_SPEC:  # said above, with the place in the file
+                say = log.warning if event.type == "Warning" else log.info
+                say(f"{event.kind} {event.key}: {event.message}", event=event.reason, object=f"{event.kind} {event.key}")
+
+    def _say_once(self, message: str, event: str) -> None:
+        if message not in self._said:
+            self._said |= {message}
+            log.error(message, event=event)
+
+
+def _moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
+    """Whether a budget stands elsewhere than when it was judged: another step, or its ceiling holds now."""
+    if budget.terms is None or budget.period is None:
+        return False
+    balance = balances.get(account_id(budget.key, budget.period.start_s))
+    if balance is None:
+        return False
+    used = Fraction(balance.spent_nusd + balance.unreconciled_nusd, budget.limit_nusd)
+    known = budget.balance
+    return judge(budget.terms.steps, used) != budget.verdict or known is None or known.enforced != balance.enforced
+
+
+def _uids(gathered: Gathered) -> set[str]:
+    world = gathered.world
+    kinds = (world.routes, world.budgets, world.proxies, world.catalogs, world.invalid)
+    return {uid_of(each) for kind in kinds for each in kind}
+
+
+def _not_served(gathered: Gathered, made: Pass) -> str:
+    plan = made.plan.fleets.get(gathered.fleet)
+    why = plan.accepted.message if plan is not None else "it is not there"
+    return f"RoutingProxy {gathered.fleet} cannot be run: {why}"
+
+
+def _nothing() -> None:
+    """Until somebody wants to be told."""
