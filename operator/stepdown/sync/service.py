@@ -114,6 +114,10 @@ class SyncService:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._answer(batch)
+        except asyncio.CancelledError:  # The loop ends.
+            _fail(self._waiting, SyncUnavailable("the keeper stops"))
+            self._waiting = []
+            raise
         finally:
             self._running = asyncio.create_task(self._work()) if self._waiting else None
 
