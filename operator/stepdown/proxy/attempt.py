@@ -45,8 +45,7 @@ class Answer(NamedTuple):
     """A whole answer that is not a stream."""
 
     status: int
-    content_type: bytes
-    request_id: bytes
+    headers: Headers
     body: bytes
     cost_nusd: int
 
@@ -68,15 +67,13 @@ class Attempt:
         "_active",
         "_body",
         "_connection",
-        "_content_type",
         "_dialing",
         "_drained",
         "_hard_s",
+        "_headers",
         "_inflate",
         "_parts",
         "_pool",
-        "_request_id",
-        "_retry_after_s",
         "_reused",
         "_size",
         "_status",
@@ -103,8 +100,7 @@ class Attempt:
         self._connection: Connection | None = None
         self._dialing: asyncio.Task[None] | None = None
         self._status = 0
-        self._content_type = self._request_id = b""
-        self._retry_after_s: float | None = None
+        self._headers: Headers = {}
         self._stream: Stream | None = None
         self._inflate: "zlib._Decompress | None" = None  # noqa: UP037 (the type has no name at run time)
         self._parts: list[bytes] = []
@@ -184,16 +180,8 @@ class Attempt:
 
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
-        encoding = b""
-        for name, value in headers:
-            if name == b"content-type":
-                self._content_type = value
-            elif name == b"content-encoding":
-                encoding = value.strip().lower()
-            elif name == b"retry-after":
-                self._retry_after_s = _seconds(value)
-            elif name == b"x-request-id":
-                self._request_id = value
+        self._headers = headers
+        encoding = headers.get(b"content-encoding", b"").strip().lower()
         if encoding not in _PLAIN:
             if encoding in _ZIPPED:
                 self._inflate = zlib.decompressobj(wbits=47)
@@ -202,10 +190,10 @@ class Attempt:
                 return
         if status >= 400:
             self._wire.till.release(self.hold, attempted=True)
-        elif status < 300 and self.want_stream and self._content_type[:17].lower() == b"text/event-stream":
+        elif self.want_stream and status < 300 and headers.get(b"content-type", b"")[:17].lower() == b"text/event-stream":
             self._stream = Stream(show_usage=self.show_usage)
             if self.owner is not None:
-                self.owner.streams(self, self._content_type)
+                self.owner.streams(self, headers[b"content-type"])
 
     def data(self, data: bytes) -> None:
         if self.owner is None:
@@ -275,7 +263,7 @@ class Attempt:
             else:
                 cost_nusd = self._settle(usage, success=True)
                 if owner is not None:
-                    owner.answered(self, Answer(self._status, self._content_type, self._request_id, body, cost_nusd))
+                    owner.answered(self, Answer(self._status, self._headers, body, cost_nusd))
                 return
         else:
             why = f"it answered {self._status}"
@@ -292,12 +280,12 @@ class Attempt:
         if status == 429 or status >= 500:
             said = error_message(body)
             what = f"it answered {status}" + (f" ({said})" if said else "")
-            self._tell(owner, what, status, retry_after_s=self._retry_after_s)
+            self._tell(owner, what, status, retry_after_s=_seconds(self._headers.get(b"retry-after", b"")))
             return
         if wire.breakers.bad:
             wire.breakers.succeeded(self.model)  # it works; it is the request that it does not like
         if owner is not None:
-            owner.answered(self, Answer(status, self._content_type, self._request_id, body, 0))
+            owner.answered(self, Answer(status, self._headers, body, 0))
 
     def _reject(self, why: str) -> None:
         """The answer is not one that can be used. What it would still bring is not waited for."""

@@ -40,11 +40,17 @@ class ChatRequest:
         self.include_usage = include_usage
         """The client wants to see the usage of a stream."""
 
-    def body(self, upstream_id: bytes, max_tokens_field: str, max_tokens: int | None) -> bytes:
-        """The body for one attempt. `upstream_id` is encoded as JSON."""
+    def body(self, model: bytes, field: bytes, max_tokens: int | None) -> bytes:
+        """The body for one attempt. `model` and `field` are as JSON has them, with their colons and commas
+        (`attempt_parts`)."""
         if max_tokens is None:
-            return b'{"model":%b,%b' % (upstream_id, self.rest)
-        return b'{"model":%b,"%b":%d,%b' % (upstream_id, max_tokens_field.encode(), max_tokens, self.rest)
+            return b"%b%b" % (model, self.rest)
+        return b"%b%b%d,%b" % (model, field, max_tokens, self.rest)
+
+
+def attempt_parts(upstream_id: str, max_tokens_field: str) -> tuple[bytes, bytes]:
+    """What of a body depends on the model: `{"model":"…",` and `"max_tokens":`."""
+    return b'{"model":%b,' % _encode(upstream_id), b"%b:" % _encode(max_tokens_field)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -120,8 +126,10 @@ def _check_fields(parsed: dict[str, Any], hard: bool, extra_fields: Collection[s
     known = UNDER_HARD if hard else ALWAYS
     nulls: list[str] = []
     for field, value in parsed.items():
+        if field == "messages" or field == "model":  # checked by themselves
+            continue
         kind = type(value)
-        if (kind is dict or kind is list) and field != "messages":
+        if kind is dict or kind is list:
             _check_tree(field, value, 1)
         elif kind is int and not _LOW <= value <= _HIGH:
             raise _too_big(field, value)

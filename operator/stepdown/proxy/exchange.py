@@ -13,14 +13,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from stepdown.model.config import Reason, RequestClass
 from stepdown.model.money import nusd_to_usd
 from stepdown.proxy import canon
 from stepdown.proxy.attempt import Answer, Attempt, Failure
 from stepdown.proxy.errors import (
-    JSON_HEAD,
     ApiError,
     Forbidden,
     NotFound,
@@ -178,8 +175,7 @@ class Exchange:
         chat = self._chat
         self._hold = hold
         self._attempt = attempt = Attempt(wire, self, hold, want_stream=chat.stream, show_usage=chat.include_usage)
-        body = chat.body(msgspec.json.encode(rung.upstream_id), rung.model.max_tokens_field, hold.max_tokens)
-        attempt.start(pool, head, body, fresh=fresh)
+        attempt.start(pool, head, chat.body(*wire.parts(rung), hold.max_tokens), fresh=fresh)
         if self._front.is_paused:
             attempt.pause()
 
@@ -268,12 +264,13 @@ class Exchange:
         """By the attempt: a whole answer, or the upstream's own refusal."""
         self._attempt = None
         hold = attempt.hold
-        status, content_type, request_id, body, cost_nusd = answer
+        status, headers, body, cost_nusd = answer
         lines = self._wire.labels(hold.tab.route, hold.tab.rung, hold.reason)
-        typed = b"content-type: %b\r\n" % content_type if content_type else JSON_HEAD
-        if request_id:
-            typed = b"%bx-request-id: %b\r\n" % (typed, request_id)
-        head = b"%b%bx-stepdown-cost-usd: %b\r\n" % (typed, lines, nusd_to_usd(cost_nusd).encode())
+        content_type = headers.get(b"content-type", b"application/json")
+        cost = nusd_to_usd(cost_nusd).encode()
+        head = b"content-type: %b\r\n%bx-stepdown-cost-usd: %b\r\n" % (content_type, lines, cost)
+        if b"x-request-id" in headers:
+            head = b"%bx-request-id: %b\r\n" % (head, headers[b"x-request-id"])
         self._wire.answered(status)
         self._finish()
         self._front.reply(status, head, body)

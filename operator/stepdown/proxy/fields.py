@@ -118,11 +118,9 @@ UNDER_HARD: dict[str, Check] = {
     "functions": _LIST,
     "logit_bias": _OBJECT,
     "logprobs": _BOOLEAN,
-    "messages": _LIST,
     "metadata": _OBJECT,
     "min_p": number(0, 1),
     "modalities": _modalities,
-    "model": _STRING,
     "parallel_tool_calls": _BOOLEAN,
     "presence_penalty": number(-2, 2),
     "prompt_cache_key": _STRING,
@@ -142,8 +140,9 @@ UNDER_HARD: dict[str, Check] = {
     "user": _STRING,
     "verbosity": _STRING,
 }
-"""Reasoning (`reasoning_effort`, `enable_thinking`) is output: what it may cost beyond max_tokens is the catalog's
-`outputBound`. `thinking_budget` is not here, since where it is honoured it is a second bound beside max_tokens."""
+"""Beside `model` and `messages`, which `canon` checks. Reasoning (`reasoning_effort`, `enable_thinking`) is output: what it
+may cost beyond max_tokens is the catalog's `outputBound`. `thinking_budget` is not here, since where it is honoured it is a
+second bound beside max_tokens."""
 
 REFUSED: dict[str, str] = {
     "audio": "audio that the model speaks has a price of its own",

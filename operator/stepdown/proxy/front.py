@@ -1,7 +1,7 @@
 """The client side: strict HTTP/1.1 on raw transports. `server` makes one for each connection; an `Exchange` answers through it.
 
 llhttp refuses what smuggling is made of (two lengths, a length beside chunks, folded lines, bare line feeds, NUL) before
-anything here sees it; what it leaves to us, `_head_fault` refuses. After a refusal that concerns the framing the connection
+anything here sees it; what it leaves to us, `_look_closer` refuses. After a refusal that concerns the framing the connection
 ends: what comes behind it could be anything. Answers go out in the order of the requests: what is pipelined waits its turn,
 unread beyond a bound. The path is compared as it came, byte for byte, and neither Host nor any forwarding header means
 anything.
@@ -9,7 +9,7 @@ anything.
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import httptools
 
@@ -30,29 +30,17 @@ if TYPE_CHECKING:
 
 CHAT_PATH = b"/v1/chat/completions"
 
-_READ = frozenset(
-    (
-        b"authorization",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"transfer-encoding",
-        b"x-stepdown-class",
-    )
-)
-"""The headers that mean something here. None of them may come twice; all others are not even kept."""
+_USUAL = (b"authorization", b"content-length", b"host", b"x-stepdown-class")
+_ODD = (b"content-encoding", b"expect", b"transfer-encoding")
+"""The headers that mean something here; all others are not even kept. None may come twice. An odd one needs a closer look."""
+_NAMES: dict[bytes, bytes] = {}
+"""Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
+_MAX_NAMES = 1024
 
+_ODD_SET = frozenset(_ODD)
 
-class Request(NamedTuple):
-    """One request as it came whole."""
-
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
-    body: bytes
-    keep: bool
-    http10: bool
+Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
+"""Method, path, headers, body, whether the connection is kept, whether it is HTTP/1.0."""
 
 
 class Front(asyncio.Protocol):
@@ -63,11 +51,9 @@ class Front(asyncio.Protocol):
         "_began_s",
         "_body",
         "_body_bytes",
-        "_chunked",
         "_digest",
         "_exchange",
         "_fault",
-        "_head_bytes",
         "_headers",
         "_http10",
         "_in_body",
@@ -130,6 +116,9 @@ class Front(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        if not self._partial and data.find(b"\r\n\r\n") > self._server.max_header_bytes:
+            self._turn_away(self._head_too_large())
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -180,29 +169,31 @@ class Front(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
-        self._head_bytes = self._body_bytes = self._silent_bytes = 0
+        self._body_bytes = self._silent_bytes = 0
         self._began_s = 0.0
-        self._chunked = False
 
     def on_url(self, url: bytes) -> None:
-        self._url += url
-        self._head_bytes += len(url)
+        self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value) + 4
-        name = name.lower()
-        if name in _READ:
-            if name in self._headers:
-                self._raise(BadRequest(f"the header {name.decode()} came twice", code="bad_framing"))
-            self._headers[name] = value
+        known = _NAMES.get(name)
+        if known is None:
+            known = _known(name)
+        if known:
+            if known in self._headers:
+                self._raise(BadRequest(f"the header {known.decode()} came twice", code="bad_framing"))
+            self._headers[known] = value
 
     def on_headers_complete(self) -> None:
         self._in_body = True
-        fault = self._head_fault()
-        if fault is not None:
-            self._raise(fault)
-        if b"expect" in self._headers and self._exchange is None and not self._queue:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        headers = self._headers
+        version = self._parser.get_http_version()
+        self._is_http10 = version == "1.0"
+        if version != "1.1" or b"host" not in headers or not _ODD_SET.isdisjoint(headers):
+            self._look_closer(version)
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._server.max_body_bytes:
+            self._raise(self._too_large())
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
@@ -215,18 +206,11 @@ class Front(asyncio.Protocol):
         self._partial = False
         parser = self._parser
         parts = self._body
-        if self._head_bytes > self._server.max_header_bytes:  # trailers
-            self._raise(self._head_too_large())
-        request = Request(
-            parser.get_method(),
-            self._url,
-            self._headers,
-            parts[0] if len(parts) == 1 else b"".join(parts),
-            parser.should_keep_alive() and not self._is_http10,
-            self._is_http10,
-        )
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._body = []
         self.deadline_s = NEVER
+        keep = parser.should_keep_alive() and not self._is_http10
+        request = (parser.get_method(), self._url, self._headers, body, keep, self._is_http10)
         if self._exchange is None and not self._queue:
             self._handle(request)
             return
@@ -295,28 +279,27 @@ class Front(asyncio.Protocol):
         if self._silent_bytes > self._server.max_header_bytes:  # chunk extensions or trailers without end
             self._turn_away(BadRequest("the chunks of the body carry more framing than content", code="bad_framing"))
 
-    def _head_fault(self) -> ApiError | None:
-        """What is wrong with a head that llhttp lets pass."""
+    def _look_closer(self, version: str) -> None:
+        """What is wrong with a head that llhttp lets pass. Raises."""
         headers = self._headers
-        version = self._parser.get_http_version()
-        self._is_http10 = version == "1.0"
-        if self._head_bytes > self._server.max_header_bytes:
-            return self._head_too_large()
         if version != "1.1" and version != "1.0":
-            return ApiError(f"HTTP/{version} is not spoken here; use HTTP/1.1", status=505, code="http_version")
+            self._raise(ApiError(f"HTTP/{version} is not spoken here; use HTTP/1.1", status=505, code="http_version"))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
-            return BadRequest("the only transfer-encoding that is understood is chunked, in HTTP/1.1", code="bad_framing")
+            what = "the only transfer-encoding that is understood is chunked, in HTTP/1.1"
+            self._raise(BadRequest(what, code="bad_framing"))
         if b"host" not in headers and version == "1.1":
-            return BadRequest("the header Host is missing", code="bad_framing")
+            self._raise(BadRequest("the header Host is missing", code="bad_framing"))
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            return ApiError("send the body without content-encoding", status=415, code="content_encoding")
-        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
-            return ApiError("the only expectation that is understood is 100-continue", status=417, code="expectation")
-        length = headers.get(b"content-length")
-        if length is not None and int(length) > self._server.max_body_bytes:
-            return self._too_large()
-        return None
+            self._raise(ApiError("send the body without content-encoding", status=415, code="content_encoding"))
+        expected = headers.get(b"expect")
+        if expected is None:
+            return
+        if expected.lower() != b"100-continue":
+            what = "the only expectation that is understood is 100-continue"
+            self._raise(ApiError(what, status=417, code="expectation"))
+        if int(headers.get(b"content-length", b"0")) <= self._server.max_body_bytes and not self._exchange and not self._queue:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _head_too_large(self) -> ApiError:
         return HeadersTooLarge(f"the head of the request has more than {self._server.max_header_bytes} bytes")
@@ -406,3 +389,12 @@ class Front(asyncio.Protocol):
         self.deadline_s = self._wire.sweeper.now_s + self._wire.limits.linger_s
         if transport.can_write_eof():
             transport.write_eof()
+
+
+def _known(name: bytes) -> bytes:
+    """What a header is called here, remembered by its spelling; the memory is bounded."""
+    lower = name.lower()
+    known = lower if lower in _USUAL or lower in _ODD else b""
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[name] = known
+    return known

@@ -22,8 +22,13 @@ _TRUST_S = 1.0
 """A connection that was idle for longer is looked at before it is used again: the upstream may have closed it meanwhile."""
 _MAX_HEAD_BYTES = 64 * 1024
 _PORTS = {"http": 80, "https": 443}
+_READ = (b"content-type", b"content-encoding", b"content-length", b"transfer-encoding", b"retry-after", b"x-request-id")
+_NAMES: dict[bytes, bytes] = {}
+"""Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
+_MAX_NAMES = 1024
 
-Headers = list[tuple[bytes, bytes]]
+Headers = dict[bytes, bytes]
+"""Those of `_READ` that came, by their name in lower case; of one that came twice the last."""
 
 
 class Sink(Protocol):
@@ -48,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_closed_by",
         "_head_bytes",
         "_headers",
+        "_in_body",
         "_parser",
         "_pool",
         "_sink",
@@ -60,10 +66,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
         self._sink: Sink | None = None
-        self._headers: Headers = []
+        self._headers: Headers = {}
         self._head_bytes = 0
-        self._began = False
-        self._until_close = False
+        self._began = self._in_body = self._until_close = False
         self._closed_by = ""
         self.served = 0
         """Answers that came whole."""
@@ -72,7 +77,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, sink: Sink, head: bytes, body: bytes) -> None:
         self._sink = sink
-        self._began = False
+        self._began = self._in_body = False
+        self._head_bytes = 0
         self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
 
     def abort(self, why: str = "") -> None:
@@ -120,8 +126,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"its answer is not HTTP/1.1: {error}")
             return
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self._fail("the head of its answer is too large")
+        if not self._in_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES and self._sink is not None:
+                self._fail("the head of its answer is too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
@@ -136,29 +144,29 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_message_begin(self) -> None:
-        self._headers = []
-        self._head_bytes = 0
-        self._until_close = False
+        self._headers = {}
+        self._in_body = self._until_close = False
 
     def on_status(self, status: bytes) -> None:
         self._began = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes <= _MAX_HEAD_BYTES:
-            self._headers.append((name.lower(), value))
+        known = _NAMES.get(name)
+        if known is None:
+            known = _known(name)
+        if known:
+            self._headers[known] = value
 
     def on_headers_complete(self) -> None:
         self._began = True
         status: int = self._parser.get_status_code()
         if status < 200 or self._sink is None:
             return
-        framed = status in (204, 304)
-        for name, _ in self._headers:
-            if name == b"content-length" or name == b"transfer-encoding":
-                framed = True
-        self._until_close = not framed
-        self._sink.head(status, self._headers)
+        self._in_body = True
+        headers = self._headers
+        if b"content-length" not in headers and b"transfer-encoding" not in headers:
+            self._until_close = status not in (204, 304)
+        self._sink.head(status, headers)
 
     def on_body(self, body: bytes) -> None:
         if self._sink is not None:
@@ -181,6 +189,15 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
         if sink is not None:
             sink.lost(why, began=True)
+
+
+def _known(name: bytes) -> bytes:
+    """What a header is called here, remembered by its spelling; the memory is bounded."""
+    lower = name.lower()
+    known = lower if lower in _READ else b""
+    if len(_NAMES) < _MAX_NAMES:
+        _NAMES[name] = known
+    return known
 
 
 class Pool:

@@ -12,6 +12,7 @@ import msgspec
 
 from stepdown.proxy.auth import Callers
 from stepdown.proxy.breaker import Breakers, RetryBudget
+from stepdown.proxy.canon import attempt_parts
 from stepdown.proxy.keys import KeySource
 from stepdown.proxy.metrics import Histogram
 from stepdown.proxy.table import RouteEntry, RungEntry, Table
@@ -20,6 +21,9 @@ from stepdown.proxy.upstream import Pool
 
 SWEEP_S = 0.1
 """How often deadlines are looked at: one timer for all connections instead of one for each step of each request."""
+
+_MAX_KEPT = 8192
+"""Entries of old configs go with the rest when there are so many."""
 
 _UNSAFE = re.compile(r"[^\x21-\x7e]")
 
@@ -118,7 +122,7 @@ class Wire:
         self._pool: Pool | None = None
         self._heads: dict[str, tuple[bytes, str, bytes]] = {}
         self._labels: dict[tuple[RouteEntry, RungEntry, str], bytes] = {}
-        self._labels_of: Table | None = None
+        self._parts: dict[RungEntry, tuple[bytes, bytes]] = {}
         self._callers: Callers | None = None
         self.sweeper.each.append(self._expire_idle)
 
@@ -152,15 +156,22 @@ class Wire:
         self._heads[channel] = (key, pool.base_url, head)
         return head
 
+    def parts(self, rung: RungEntry) -> tuple[bytes, bytes]:
+        """What of a body depends on the model, made once."""
+        parts = self._parts.get(rung)
+        if parts is None:
+            if len(self._parts) > _MAX_KEPT:
+                self._parts.clear()
+            parts = self._parts[rung] = attempt_parts(rung.upstream_id, rung.model.max_tokens_field)
+        return parts
+
     def labels(self, route: RouteEntry, rung: RungEntry, reason: str) -> bytes:
-        """The `x-stepdown-…` lines of an answer, kept as long as the table."""
-        table = self.till.table
-        if table is not self._labels_of:
-            self._labels.clear()
-            self._labels_of = table
+        """The `x-stepdown-…` lines of an answer, made once."""
         key = (route, rung, reason)
         lines = self._labels.get(key)
         if lines is None:
+            if len(self._labels) > _MAX_KEPT:
+                self._labels.clear()
             lines = self._labels[key] = (
                 b"x-stepdown-route: %b\r\nx-stepdown-model: %b\r\nx-stepdown-tier: %b\r\nx-stepdown-reason: %b\r\n"
                 % (header_value(route.name), header_value(rung.name), header_value(rung.tier), header_value(reason))
