@@ -120,14 +120,14 @@ def _plan(
     spec, in_force, refusal = choose(each, view, lambda spec: _scope(spec, each.namespace, world), invalid_finding)
     if spec is not None and in_force == "LastAccepted" and _scope(spec, each.namespace, world) is not None:
         spec, in_force = None, "Nothing"
-    accepted = kept(refusal, in_force) if refusal else ACCEPTED
+    accepted = kept(refusal, in_force) if refusal is not None else ACCEPTED
     if spec is None:
         return _never_valid(each, accepted, routes)
     if before is not None and before.spec == spec:
         members, missing = before.members, before.missing
     else:
         members, missing = _members(spec, each.namespace, world, routes)
-    if missing and accepted:
+    if missing and accepted.holds:
         accepted = Finding(True, conditions.TARGET_NOT_FOUND, _missing_message(missing, each.namespace))
     terms = before.terms if before is not None and before.spec is spec and before.terms is not None else terms_of(spec)
     period = period_at(now_s, terms.zone, [(balance.start_s, balance.end_s) for balance in accounts])

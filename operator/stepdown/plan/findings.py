@@ -15,9 +15,6 @@ class Finding:
     reason: str
     message: str
 
-    def __bool__(self) -> bool:
-        return self.holds
-
 
 def kept(finding: Finding, in_force: InForce) -> Finding:
     """The finding, with what is in force meanwhile: a person must know whether the last spec still serves."""

@@ -84,7 +84,7 @@ def plan_catalogs(world: World, view: LedgerView) -> dict[str, CatalogPlan]:
     for thing in sources(world, "ModelCatalog"):
         each: Source[CatalogSpec] = source(thing)  # type: ignore[assignment]  # of this kind
         spec, in_force, refusal = choose(each, view, lambda _: None, invalid_finding)
-        plans[each.name] = CatalogPlan(each, spec, in_force, kept(refusal, in_force) if refusal else ACCEPTED)
+        plans[each.name] = CatalogPlan(each, spec, in_force, kept(refusal, in_force) if refusal is not None else ACCEPTED)
     return plans
 
 
@@ -98,7 +98,7 @@ def plan_fleets(
         spec, in_force, refusal = choose(each, view, lambda spec: _upstream(spec, world), invalid_finding)
         if spec is not None and in_force == "LastAccepted" and _upstream(spec, world) is not None:
             spec, in_force = None, "Nothing"
-        accepted = kept(refusal, in_force) if refusal else ACCEPTED
+        accepted = kept(refusal, in_force) if refusal is not None else ACCEPTED
         if spec is None:
             plans[each.key] = FleetPlan(each, None, in_force, accepted, RESOLVED, None)
             continue

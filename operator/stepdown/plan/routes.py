@@ -30,7 +30,7 @@ class ClassPlan:
     in_force: int
     """How many are hidden: the index of the first that is not."""
     hidden_by: str
-    """The budget whose step is the strictest, where that hides the wanted model."""
+    """The budget whose step is the strictest, where that hides a rung or would, could it be kept."""
     max_tier: Tier | None
     why: str
     """Reason of SteppedDown: `Wanted`, `StepInForce`, `RequirementsHold` or `FloorHolds`."""
@@ -232,8 +232,7 @@ def _class_plan(ladders: Ladders, rungs: tuple[Rung, ...], fallbacks: tuple[Rung
     wanted = rungs[0]
     ordered, hidden, tier_kept = hide(rungs, step.max_tier)
     served = ordered[hidden]
-    if served is wanted:
-        # Hidden rungs below the wanted one make no difference to what is served; the wanted one must stay first.
+    if served is wanted and tier_kept:
         why = conditions.WANTED
     elif tier_kept:
         why = conditions.STEP_IN_FORCE
@@ -242,4 +241,4 @@ def _class_plan(ladders: Ladders, rungs: tuple[Rung, ...], fallbacks: tuple[Rung
         why = conditions.FLOOR_HOLDS if below else conditions.REQUIREMENTS_HOLD
     top = max(served.model.tier_index, TIERS.index(step.max_tier)) if step.max_tier is not None else len(TIERS)
     spare = tuple(rung for rung in fallbacks if rung.model is not served.model and rung.model.tier_index <= top)
-    return ClassPlan(ordered, hidden, step.budget if hidden else "", step.max_tier, why, spare)
+    return ClassPlan(ordered, hidden, step.budget if hidden or not tier_kept else "", step.max_tier, why, spare)

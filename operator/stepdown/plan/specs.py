@@ -77,7 +77,7 @@ def _twice(kind: Kind, first: AnyObject | Invalid) -> Invalid:
         namespace=first.metadata.namespace,
         name=first.metadata.name,
         message=f"two {kind}s are named {first.key}: remove or rename one of them",
-        raw={},
+        raw=first.model_dump(mode="json", by_alias=True, exclude_unset=True),
         uid=first.metadata.uid,
         generation=first.metadata.generation,
         labels=first.metadata.labels,

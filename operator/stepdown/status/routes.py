@@ -121,12 +121,12 @@ def _effective(plan: RoutePlan) -> Document:
         "default": default.served_by.upstream_id,
         "fallbacks": [rung.upstream_id for rung in default.fallbacks],
         "tier": default.served_by.tier,
-        "reason": conditions.WANTED if default.why == conditions.WANTED else conditions.STEP_IN_FORCE,
+        "reason": conditions.STEP_IN_FORCE if default.in_force else conditions.WANTED,
     }
     critical = plan.classes.get("critical")
     if critical is not None and plan.ladders is not None and plan.ladders.critical:
         document["premium"] = critical.served_by.upstream_id
-    if default.why != conditions.WANTED:
+    if default.in_force:
         document["budget"] = default.hidden_by
     return document
 

@@ -97,7 +97,7 @@ def _stepped(plan: Plan) -> dict[str, int]:
     found: dict[str, int] = {}
     for route in plan.routes.values():
         default = route.classes.get("default")
-        if default is None or default.why == conditions.WANTED or route.ladders is None:
+        if default is None or not default.in_force or route.ladders is None:
             continue
         wanted = route.ladders.default[0].model.tier_index
         for force in route.forces:
