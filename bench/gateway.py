@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bench import bodies
 from bench.machine import GATEWAY_CORE, LOAD_CORE, Process, free_port
 from bench.policy import FLEET
 
@@ -35,7 +34,7 @@ class Gateway:
         self._keeper = Process("keeper", argv, LOAD_CORE, self._folder, sock.exists)
         proxy = ["--listen", f"127.0.0.1:{self.port}", "--sync-socket", str(sock), "--state-dir", str(self._folder / "state")]
         argv = [sys.executable, "-m", "stepdown.proxy", *proxy, "--fleet", FLEET, "--key-dir", str(keys)]
-        self.process = Process("proxy", argv, GATEWAY_CORE, self._folder, self._answers)
+        self.process = Process("proxy", argv, GATEWAY_CORE, self._folder, self._ready)
         self._keeper.__enter__()
         try:
             self.process.__enter__()
@@ -49,11 +48,10 @@ class Gateway:
         self._keeper.__exit__(kind, error, trace)
         self._sockets.cleanup()
 
-    def _answers(self) -> bool:
+    def _ready(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
         try:
-            connection.request("POST", "/v1/chat/completions", bodies.request(stream=False), headers)
+            connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
         except (OSError, http.client.HTTPException):
             return False
