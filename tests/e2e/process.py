@@ -166,7 +166,8 @@ class Reply:
 
     @property
     def model(self) -> str:
-        return self.headers.get("x-stepdown-model", "")
+        """What the upstream was asked for."""
+        return str(self.json.get("model", ""))
 
 
 class Stream:
@@ -176,7 +177,6 @@ class Stream:
         self._connection = connection
         self._response = response
         self.status = response.status
-        self.model = response.getheader("x-stepdown-model")
 
     def next_event(self) -> str:
         """The next `data:` line, without its name; empty at the end."""

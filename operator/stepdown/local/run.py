@@ -103,7 +103,9 @@ def serve(options: Options) -> int:
         raise NothingValid(banner.nothing_valid(options.roots, [str(problem) for problem in gathered.problems]))
     ledger = Ledger.open(options.ledger, create=True)
     sys.setswitchinterval(_SWITCH_S)
-    return uvloop.run(_serve(options, folder, ledger))
+    # Only a proxy's streams need uvloop; with workers they are elsewhere.
+    start = asyncio.run if options.workers else uvloop.run
+    return start(_serve(options, folder, ledger))
 
 
 async def _serve(options: Options, folder: Folder, ledger: Ledger) -> int:
