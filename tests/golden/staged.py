@@ -1,16 +1,20 @@
 """A golden case: objects and money at one moment after another, each judged with the pass before; what the last one says.
 
-The input has `stages`, each with `now`, `objects` (as in a folder), and optionally `spent` (USD settled by budget, in the
-account of that moment) and `proxies` (ready proxies that serve the config of the stage before by RoutingProxy).
+The input has `stages`, each with `now`, `objects` (as in a folder) or the project's `folder` that has them, and optionally
+`spent` (USD settled by budget, in the account of that moment) and `proxies` (ready proxies that serve the config of the stage
+before, by RoutingProxy).
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from stepdown.budget.account import Balance
+from stepdown.model.base import API_VERSION
 from stepdown.model.errors import InvalidObject, parse
 from stepdown.model.money import usd_to_nusd
 from stepdown.model.quantity import moment_s
@@ -28,7 +32,7 @@ def judged(case: Mapping[str, Any]) -> dict[str, Any]:
     now_s = 0
     for stage in case["stages"]:
         now_s = moment_s(stage["now"])
-        world = world_of(stage["objects"])
+        world = world_of(stage["objects"] if "objects" in stage else _folder(stage["folder"]))
         proxies = {
             key: ProxiesSeen(count, {i: {d: count} for i, d in made.configs[key].digests.items()} if made else {})
             for key, count in stage.get("proxies", {}).items()
@@ -45,6 +49,12 @@ def judged(case: Mapping[str, Any]) -> dict[str, Any]:
         accepted |= dict(made.accept)
     assert made is not None
     return {"plan": _plan(made), "render": _render(made), "status": _status(made)}
+
+
+def _folder(name: str) -> list[Mapping[str, Any]]:
+    files = sorted((Path(__file__).parents[2] / name).glob("*.yaml"))
+    documents = [document for file in files for document in yaml.safe_load_all(file.read_text())]
+    return [document for document in documents if document["apiVersion"] == API_VERSION]
 
 
 def world_of(documents: list[Mapping[str, Any]]) -> World:

@@ -25,6 +25,28 @@ Routes = Mapping[str, tuple[tuple[str, Labels], ...]]
 """By namespace: the name and labels of every route."""
 
 
+class Index:
+    """Every route by namespace, and by namespace and label for those labels that a budget asks for."""
+
+    __slots__ = ("_labelled", "spaces")
+
+    def __init__(self, spaces: Routes) -> None:
+        self.spaces = spaces
+        self._labelled: dict[tuple[str, str], dict[str, list[tuple[str, Labels]]]] = {}
+
+    def of(self, space: str) -> Sequence[tuple[str, Labels]]:
+        return self.spaces.get(space, ())
+
+    def labelled(self, space: str, key: str, value: str) -> Sequence[tuple[str, Labels]]:
+        found = self._labelled.get((space, key))
+        if found is None:
+            found = self._labelled[space, key] = {}
+            for name, labels in self.of(space):
+                if key in labels:
+                    found.setdefault(labels[key], []).append((name, labels))
+        return found.get(value, ())
+
+
 @dataclass(frozen=True, slots=True)
 class Force:
     """What one budget does to each of its routes now. Equal from pass to pass until a step is reached."""
@@ -84,6 +106,7 @@ def plan_budgets(
     world: World, view: LedgerView, now_s: float, routes: Routes, previous: Mapping[str, BudgetPlan], same_routes: bool
 ) -> dict[str, BudgetPlan]:
     """Every SpendBudget, by `namespace/name`. `same_routes`: names and labels are as they were for `previous`."""
+    index = Index(routes)
     accounts: dict[str, list[Balance]] = {}
     for balance in view.balances.values():
         accounts.setdefault(balance.budget, []).append(balance)
@@ -91,7 +114,7 @@ def plan_budgets(
     for thing in sources(world, "SpendBudget"):
         each: Source[BudgetSpec] = source(thing)  # type: ignore[assignment]  # of this kind
         before = previous.get(each.key) if same_routes else None
-        plans[each.key] = _plan(each, world, view, now_s, routes, accounts.get(each.key, ()), before)
+        plans[each.key] = _plan(each, world, view, now_s, index, accounts.get(each.key, ()), before)
     return plans
 
 
@@ -113,7 +136,7 @@ def _plan(
     world: World,
     view: LedgerView,
     now_s: float,
-    routes: Routes,
+    routes: Index,
     accounts: Sequence[Balance],
     before: BudgetPlan | None,
 ) -> BudgetPlan:
@@ -163,7 +186,7 @@ def _force(key: str, terms: Terms, verdict: Verdict) -> Force:
     return Force(key, terms.hard, verdict.max_tier, terms.protect_critical, at_percent)
 
 
-def _never_valid(each: Source[BudgetSpec], accepted: Finding, routes: Routes) -> BudgetPlan:
+def _never_valid(each: Source[BudgetSpec], accepted: Finding, routes: Index) -> BudgetPlan:
     """Refuses its own targets in its own namespace, nothing else: doubt about money fails closed, and no wider than it must.
 
     A namespaceSelector outside the operator's namespace is no doubt but an overreach: that budget binds nothing at all.
@@ -171,7 +194,7 @@ def _never_valid(each: Source[BudgetSpec], accepted: Finding, routes: Routes) ->
     if each.spec is not None:
         return BudgetPlan(each, None, "Nothing", accepted, frozenset(), (), None)
     assert each.invalid is not None
-    members = _raw_members(each.invalid.raw, each.namespace, routes.get(each.namespace, ()))
+    members = _raw_members(each.invalid.raw, each.namespace, routes.of(each.namespace))
     sentence = f"SpendBudget {each.key}, which is to bind this route, was never valid: {each.invalid.message}"
     return BudgetPlan(each, None, "Nothing", accepted, members, (), Force(each.key, hard=False, refuses=sentence))
 
@@ -187,30 +210,28 @@ def _scope(spec: BudgetSpec, namespace: str, world: World) -> Finding | None:
     )
 
 
-def _members(spec: BudgetSpec, namespace: str, world: World, routes: Routes) -> tuple[frozenset[str], tuple[str, ...]]:
+def _members(spec: BudgetSpec, namespace: str, world: World, routes: Index) -> tuple[frozenset[str], tuple[str, ...]]:
     """The routes that a budget binds, and the targets that are not there."""
     if spec.target_refs:
-        names = {name for name, _ in routes.get(namespace, ())}
+        names = {name for name, _ in routes.of(namespace)}
         wanted = [ref.name for ref in spec.target_refs]
         found = frozenset(f"{namespace}/{name}" for name in wanted if name in names)
         return found, tuple(name for name in wanted if name not in names)
     if spec.namespace_selector is not None:
         selector = spec.namespace_selector
-        spaces = [each for each in routes if selector.matches(world.labels_of(each))]
+        spaces = [each for each in routes.spaces if selector.matches(world.labels_of(each))]
     else:
         spaces = [namespace]
     rule = spec.route_selector
-    return frozenset(f"{space}/{name}" for space in spaces for name in _matching(rule, routes.get(space, ()))), ()
+    return frozenset(f"{space}/{name}" for space in spaces for name in _matching(rule, space, routes)), ()
 
 
-def _matching(rule: LabelSelector | None, routes: Iterable[tuple[str, Labels]]) -> Iterable[str]:
-    """The names that a selector selects; its first label is looked at first, since most routes differ there already."""
+def _matching(rule: LabelSelector | None, space: str, routes: Index) -> Iterable[str]:
+    """The names that a selector selects; only routes with its first label are looked at."""
     if rule is None:
-        return (name for name, _ in routes)
-    if rule.match_labels:
-        key, value = next(iter(rule.match_labels.items()))
-        routes = ((name, labels) for name, labels in routes if labels.get(key) == value)
-    return (name for name, labels in routes if rule.matches(dict(labels)))
+        return (name for name, _ in routes.of(space))
+    some = routes.of(space) if not rule.match_labels else routes.labelled(space, *next(iter(rule.match_labels.items())))
+    return (name for name, labels in some if rule.matches(dict(labels)))
 
 
 def _raw_members(raw: Mapping[str, Any], namespace: str, routes: Iterable[tuple[str, Labels]]) -> frozenset[str]:

@@ -17,6 +17,9 @@ from stepdown.plan.specs import Source, choose, parse_spec, source, sources
 from stepdown.plan.world import Invalid, LedgerView, World
 
 
+LADDERS_MAX = 20_000
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Market:
     """What a fleet's routes can buy, and on which terms. Compared by identity; `same_as` says when to keep the old one."""
@@ -33,6 +36,8 @@ class Market:
     def ladders_for(self, wanted: Wanted) -> Ladders:
         found = self.ladders.get(wanted)
         if found is None:
+            if len(self.ladders) >= LADDERS_MAX:
+                self.ladders.clear()  # what routes have, they keep; years of edits must not pile up
             found = self.ladders[wanted] = build(wanted, self.catalog)
         return found
 

@@ -9,7 +9,7 @@ cheapest input, then the catalog's order; where a tier has none of these, the ch
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepdown.model import conditions
 from stepdown.model.catalog import Catalog, CatalogModel
@@ -17,9 +17,8 @@ from stepdown.model.config import TIERS, Tier
 from stepdown.plan.rungs import NO_NEEDS, Needs, Rung, find
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """All that a route's ladders depend on beside the catalog. Hashable: thousands of routes share one."""
+class Wanted(NamedTuple):
+    """All that a route's ladders depend on beside the catalog. A tuple, whose hash is cheap: thousands of routes share one."""
 
     default: str
     """As written in `models.default`; empty with `task`."""

@@ -4,6 +4,7 @@ calls this for the routes whose inputs changed; the others keep the plan that th
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from stepdown.model import conditions
 from stepdown.model.config import TIERS, RequestClass, Tier
@@ -215,8 +216,7 @@ def _refused(
     return _with(plan, refusal, "Nothing")
 
 
-@dataclass(frozen=True, slots=True)
-class _StepInForce:
+class _StepInForce(NamedTuple):
     max_tier: Tier | None
     budget: str
 

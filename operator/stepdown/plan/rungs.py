@@ -4,6 +4,7 @@ A route names a model by the catalog's name or any of its ids; what it wrote as 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stepdown.model.catalog import Catalog, CatalogModel
 from stepdown.model.config import Tier
@@ -31,8 +32,7 @@ def find(catalog: Catalog, written: str) -> Rung | None:
     return Rung(model.request_id(written), model)
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(NamedTuple):
     """A route's requirements as values. Hashable: many routes share their ladders by it."""
 
     context_tokens: int | None = None
