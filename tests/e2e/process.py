@@ -109,10 +109,10 @@ class RunProcess:
                 break
             if raw is None:
                 break
-            line = self._keep(raw)
-            if line is not None and line.get("event") == event and matching(line):
-                line["seen"] = True
-                return line
+            kept = self._keep(raw)
+            if kept is not None and kept.get("event") == event and matching(kept):
+                kept["seen"] = True
+                return kept
         raise AssertionError(f"no log line of event {event!r}; the log was:\n" + "\n".join(self.raw))
 
     def _keep(self, raw: str) -> dict[str, Any] | None:
