@@ -48,6 +48,8 @@ class Crowd:
     clients: int = 200
     patience: int = 2
     seed: int = 7
+    always: dict[str, Any] | None = None
+    """What everybody sends; None: all sorts."""
     refusals: list[Reply] = field(default_factory=list)
     models: Counter[str] = field(default_factory=Counter)
     """Answers by the model that gave them."""
@@ -63,12 +65,12 @@ class Crowd:
         chance = random.Random(self.seed * 1000 + number)
         refused = 0
         while refused < self.patience and not self.stop.is_set():
-            reply = await ask(self.port, self._body(chance))
+            reply = await ask(self.port, self.always or self._body(chance))
             if reply.status == 200 and reply.whole:
                 refused = 0
                 self.answers += 1
                 self.models[reply.headers["x-stepdown-model"]] += 1
-            elif reply.status == 429 and reply.error["code"] == "budget_exhausted":
+            elif reply.status == 429 and reply.error["code"] == "insufficient_quota":
                 refused += 1
                 self.refusals.append(reply)
             else:

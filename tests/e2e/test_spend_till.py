@@ -4,54 +4,20 @@ that fits and never beyond, and nobody is refused while there was money for him.
 import asyncio
 import random
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import uvloop
 from bench.bodies import ROUTE
-from bench.policy import FLEET, one_route
 
-from stepdown.ledger import Ledger
-from stepdown.proxy.clock import Clock
 from stepdown.proxy.fit import worst_case_nusd
 from stepdown.proxy.hold import Usage
-from stepdown.proxy.identity import StateDir
 from stepdown.proxy.refusal import Refused
 from stepdown.proxy.shape import RequestShape
-from stepdown.proxy.syncer import Syncer
-from stepdown.sync.service import SyncService
-from tests.e2e.witness import WitnessTill
+from tests.e2e.shop import NOW_S, Shop
 
 LIMIT_NUSD = 50_000_000
 CLIENTS = 200
-NOW_S = 1_795_000_000.0
-
-
-class Shop:
-    """One proxy's money, its syncer and the ledger's keeper in one event loop."""
-
-    def __init__(self, folder: Path) -> None:
-        boot = Clock()
-        began_s = boot.boot_s()
-        self.clock_s: Callable[[], float] = lambda: NOW_S + boot.boot_s() - began_s
-        self.service = SyncService(Ledger.open(folder / "ledger.db", create=True), self.clock_s)
-        self.till = WitnessTill(StateDir(folder / "state", Clock(now_s=NOW_S)), Clock(now_s=NOW_S))
-        self.till.watch(LIMIT_NUSD)
-        self.syncer = Syncer(self.till, self.till.watched(self.service.sync), FLEET)
-
-    async def open(self) -> None:
-        policy = one_route("http://127.0.0.1:1/v1", LIMIT_NUSD, NOW_S)
-        await self.service.bind([policy.binding])
-        self.service.publish(policy.fleet, {policy.shard.index: policy.shard})
-        assert await self.syncer.once()
-        self._running = asyncio.create_task(self.syncer.run())
-
-    async def close(self) -> None:
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
-        await self.syncer.close(5.0)
-        await self.service.close()
 
 
 async def client(shop: Shop, chance: random.Random, latency_s: float) -> None:
@@ -85,8 +51,10 @@ def test_a_budget_is_spent_to_the_last_request_that_fits_and_no_further(seed: in
     """A user would be refused while there was money, or pay more than the ceiling."""
 
     async def scene(folder: Path) -> None:
-        shop = Shop(folder)
-        await shop.open()
+        async with Shop(folder, "http://127.0.0.1:1/v1", LIMIT_NUSD) as shop:
+            await play(shop)
+
+    async def play(shop: Shop) -> None:
         await asyncio.gather(*(client(shop, random.Random(seed * 1000 + each), 0.02) for each in range(CLIENTS)))
         till = shop.till
         assert till.reserved == 0
@@ -107,11 +75,7 @@ def test_a_budget_is_spent_to_the_last_request_that_fits_and_no_further(seed: in
         worst = worst_case_nusd(cheapest, smallest, route.max_tokens, NOW_S, NOW_S)
         assert worst is not None
         assert LIMIT_NUSD - worst[0] < till.settled <= LIMIT_NUSD
-        await shop.syncer.once()
-        balances = await shop.service.call(lambda ledger: ledger.balances(shop.clock_s()))
-        (balance,) = [each for each in balances.values() if each.settled_nusd]
-        assert balance.settled_nusd == till.settled
-        await shop.close()
+        assert (await shop.balance()).spent_nusd == till.settled
 
     with tempfile.TemporaryDirectory() as folder:
         uvloop.run(scene(Path(folder)))
