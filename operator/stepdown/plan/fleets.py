@@ -16,7 +16,6 @@ from stepdown.plan.ladder import Ladders, Wanted, build
 from stepdown.plan.specs import Source, choose, parse_spec, source, sources
 from stepdown.plan.world import Invalid, LedgerView, World
 
-
 LADDERS_MAX = 20_000
 
 
