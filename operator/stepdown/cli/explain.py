@@ -52,8 +52,9 @@ def explain(
     if suffix and suffix not in CLASSES:
         raise click.BadParameter(f"{suffix!r} is not a class of requests; write {', '.join(CLASSES)}", param_hint="ROUTE")
     now = now_s()
-    gathered = read_folder(roots, proxy or "")
-    plan = make_plan(gathered.world, ledger_view(ledger_file, now), now)
+    view = ledger_view(ledger_file, now)
+    gathered = read_folder(roots, proxy or "", accepted=view.accepted)
+    plan = make_plan(gathered.world, view, now)
     found = _find(name, plan, gathered)
     chosen = request_class or suffix
     classes = {

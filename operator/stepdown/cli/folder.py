@@ -1,7 +1,7 @@
 """How every command reads `-f DIR`, once, and what it says when it cannot."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +11,25 @@ from stepdown.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from stepdown.local.world import Gathered
-    from stepdown.plan.world import LedgerView
+    from stepdown.plan.world import AcceptedSpec, LedgerView
 
 
-def read_folder(roots: Sequence[str], proxy: str, *, strict: bool = True) -> "Gathered":
-    """The folder as it is now. With `strict`, a folder without any valid object ends the command."""
+def read_folder(
+    roots: Sequence[str], proxy: str, *, strict: bool = True, accepted: "Mapping[str, AcceptedSpec] | None" = None
+) -> "Gathered":
+    """The folder as it is now. With `strict`, a folder without any valid object ends the command.
+
+    `accepted`: what the ledger remembers of the objects, so that they are what a running `stepdown run` takes them for.
+    """
     from stepdown.local.banner import nothing_valid
     from stepdown.local.clock import now_ns
     from stepdown.local.documents import Folder, FolderMissing
     from stepdown.local.world import Gatherer, NoSuchProxy
 
     try:
-        gathered = Gatherer(proxy=proxy, environment=os.environ).gather(Folder(roots).load(now_ns()))
+        gatherer = Gatherer(proxy=proxy, environment=os.environ)
+        gatherer.remember(accepted or {})
+        gathered = gatherer.gather(Folder(roots).load(now_ns()), accepted)
     except (FolderMissing, NoSuchProxy) as error:
         raise click.UsageError(str(error)) from None
     if strict and not gathered.objects:

@@ -1,10 +1,14 @@
 """What the plan wants to know of the ledger, in the plan's words. `run` asks on the ledger's thread, commands on their own."""
 
+from collections import Counter
 from datetime import timedelta
 
 from stepdown.budget.months import day_of, instant
 from stepdown.ledger import Ledger
-from stepdown.plan.world import AcceptedSpec, LedgerView, RouteTotals
+from stepdown.plan.world import AcceptedSpec, LedgerView, ProxiesSeen, RouteTotals
+
+HEARD_S = 10.0
+"""A proxy that syncs once a second and was not heard for so long is not ready."""
 
 
 def accepted_specs(ledger: Ledger) -> dict[str, AcceptedSpec]:
@@ -25,7 +29,13 @@ def ledger_view(ledger: Ledger, now_s: float) -> LedgerView:
         )
         for route, each in ledger.route_totals(first, last).items()
     }
-    return LedgerView(ledger.balances(now_s, ended=True), accepted_specs(ledger), totals)
+    return LedgerView(ledger.balances(now_s, ended=True), accepted_specs(ledger), totals, proxies_seen(ledger, now_s))
+
+
+def proxies_seen(ledger: Ledger, now_s: float) -> dict[str, ProxiesSeen]:
+    """By fleet: how many proxies have been heard of in the last seconds."""
+    heard = Counter(each.fleet for each in ledger.instances() if each.state == "open" and now_s - each.last_s < HEARD_S)
+    return {fleet: ProxiesSeen(count) for fleet, count in heard.items()}
 
 
 def month_days(now_s: float) -> tuple[int, int]:

@@ -1,0 +1,129 @@
+"""`stepdown status -f DIR`: every object with its status, as `kubectl get` would show it, from the folder and the ledger."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stepdown.cli.output import (
+    Format,
+    folder_option,
+    ledger_option,
+    output_option,
+    print_machine,
+    print_table,
+    proxy_option,
+)
+
+if TYPE_CHECKING:
+    from stepdown.model.base import Column
+    from stepdown.reconcile import Pass
+
+SECTIONS = ("RoutingProxy", "SpendBudget", "ModelRoute", "ModelCatalog")
+_CONDITION = re.compile(r'\.status\.conditions\[\?\(@\.type=="(\w+)"\)\]\.(\w+)')
+
+
+@click.command()
+@folder_option
+@ledger_option
+@proxy_option
+@output_option
+def status(roots: tuple[str, ...], ledger_file: str | None, proxy: str | None, output: Format) -> None:
+    """Show what is in force and what is spent.
+
+    The ledger may be in use by `stepdown run`. -o yaml prints whole objects.
+    """
+    from stepdown.cli.folder import ledger_view, read_folder
+    from stepdown.local.clock import now_s
+
+    now = now_s()
+    view = ledger_view(ledger_file, now)
+    world = read_folder(roots, proxy or "", accepted=view.accepted).world
+    # Whether a key is there is known to the process that serves, not to this one, whose environment may be another.
+    world = replace(world, secrets={name: True for name, there in world.secrets.items() if there})
+    made = _passed(world, view, now)
+    items = [_object(kind, key, made) for kind in SECTIONS for key in sorted(_keys(kind, made))]
+    if output != "table":
+        print_machine({"apiVersion": "v1", "kind": "List", "items": items}, output)
+        return
+    if ledger_file is None and not Path("stepdown.db").exists():
+        click.echo("No ledger: nothing has been spent yet. Name it with --ledger once `stepdown run` has made one.\n")
+    for kind in SECTIONS:
+        _print_section(kind, [item for item in items if item["kind"] == kind])
+
+
+def _passed(world: Any, view: Any, now: float) -> "Pass":
+    """One pass; and once more, now that the configs are known, with the proxies of the ledger as serving by them.
+
+    A running `stepdown run` has the folder in force within a second; what it could not accept is not in these configs either.
+    """
+    from stepdown.plan.world import ProxiesSeen
+    from stepdown.reconcile import reconcile
+
+    made = reconcile(world, view, now)
+    seen = {
+        fleet: ProxiesSeen(count, {index: {digest: count} for index, digest in made.configs[fleet].digests.items()})
+        for fleet, seen in view.proxies.items()
+        if fleet in made.configs and (count := seen.ready) >= 0
+    }
+    return reconcile(world, replace(view, proxies=seen), now)
+
+
+def _keys(kind: str, made: "Pass") -> list[str]:
+    return [key for found, key in made.statuses if found == kind]
+
+
+def _object(kind: Any, key: str, made: "Pass") -> dict[str, Any]:
+    """The object as the API would have it, with the status that it has now."""
+    plan = made.plan
+    plans: Mapping[str, Any] = {
+        "ModelRoute": plan.routes,
+        "SpendBudget": plan.budgets,
+        "RoutingProxy": plan.fleets,
+        "ModelCatalog": plan.catalogs,
+    }[kind]
+    source = plans[key].source
+    metadata: dict[str, Any] = {"name": source.name}
+    if source.namespace:
+        metadata["namespace"] = source.namespace
+    if source.labels:
+        metadata["labels"] = dict(source.labels)
+    metadata["generation"] = source.generation
+    spec = source.spec.model_dump(mode="json", by_alias=True, exclude_unset=True) if source.spec is not None else None
+    found = {"apiVersion": "stepdown.dev/v1alpha1", "kind": kind, "metadata": metadata}
+    return {**found, **({"spec": spec} if spec is not None else {}), "status": made.statuses[kind, key]}
+
+
+def _print_section(kind: str, items: list[dict[str, Any]]) -> None:
+    from stepdown.model.resources import KINDS
+
+    if not items:
+        return
+    columns = [column for column in KINDS[kind].columns if not column.wide and column.type != "date"]
+    head = ["NAMESPACE", "NAME"] if KINDS[kind].namespaced else ["NAME"]
+    rows = [
+        [item["metadata"].get(field, "") for field in (["namespace", "name"] if KINDS[kind].namespaced else ["name"])]
+        + [_cell(item, column) for column in columns]
+        for item in items
+    ]
+    print_table(kind, [*head, *(column.name.upper() for column in columns)], rows)
+    for item in items:
+        for condition in item["status"]["conditions"]:
+            if condition["type"] in ("Accepted", "ResolvedRefs", "WithinBudget") and condition["status"] == "False":
+                click.echo(f"  {item['metadata']['name']}: {condition['type']}=False, {condition['message']}")
+    click.echo()
+
+
+def _cell(item: Mapping[str, Any], column: "Column") -> str:
+    """The value at a column's simple JSONPath; empty where there is none, as kubectl has it."""
+    found = _CONDITION.fullmatch(column.path)
+    if found:
+        conditions = item["status"].get("conditions", ())
+        return next((str(each[found[2]]) for each in conditions if each["type"] == found[1]), "")
+    value: Any = item
+    for step in column.path.lstrip(".").split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return "" if value is None else str(value)
