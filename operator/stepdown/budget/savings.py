@@ -33,10 +33,8 @@ SCENARIOS = (
     Scenario("Launch", 500_000_000),
     Scenario("Growth", 5_000_000_000),
 )
-BASELINE = "GPT-4o"
 BASELINE_OUTPUT_PUSD = 10_000_000
-"""$10.00 per million output tokens; its input price is not known."""
-SCENARIO_MODEL = "deepseek-ai/DeepSeek-V4-Flash"
+"""GPT-4o: $10.00 per million output tokens; its input price is not known."""
 
 
 @dataclass(frozen=True, slots=True)
