@@ -69,7 +69,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is not JSON in UTF-8: {error}", code="malformed_json") from None
     except RecursionError:
-        raise _too_deep("the body") from None
+        raise _too_deep(None) from None
     return parsed
 
 
@@ -248,8 +248,9 @@ def _too_big(where: str, value: int) -> BadRequest:
     )
 
 
-def _too_deep(where: str) -> BadRequest:
-    return BadRequest(f"{where} is nested more than {MAX_DEPTH} levels deep; make it flatter", code="too_deep")
+def _too_deep(where: str | None) -> BadRequest:
+    message = f"{where or 'the body'} is nested more than {MAX_DEPTH} levels deep; make it flatter"
+    return BadRequest(message, param=where, code="too_deep")
 
 
 def _json_type(value: object) -> str:

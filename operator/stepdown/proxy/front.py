@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CHAT_PATH = b"/v1/chat/completions"
 
 _USUAL = (b"authorization", b"content-length", b"host", b"x-stepdown-class")
-_ODD = (b"content-encoding", b"expect", b"transfer-encoding")
+_ODD = (b"content-encoding", b"expect", b"transfer-encoding", b"upgrade")
 """The headers that mean something here; all others are not even kept. None may come twice. An odd one needs a closer look."""
 _NAMES: dict[bytes, bytes] = {}
 """Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
@@ -127,9 +127,6 @@ class Front(asyncio.Protocol):
                 raise error.__context__ or error from None
             self._turn_away(self._fault)
             return
-        except httptools.HttpParserUpgrade:
-            self._turn_away(BadRequest("this server does not change protocols: leave out the header Upgrade", code="upgrade"))
-            return
         except httptools.HttpParserError as error:
             self._turn_away(BadRequest(f"this is not a well-formed HTTP/1.1 request: {error}", code="bad_framing"))
             return
@@ -189,14 +186,14 @@ class Front(asyncio.Protocol):
         headers = self._headers
         version = self._parser.get_http_version()
         self._is_http10 = version == "1.0"
-        if version != "1.1" or b"host" not in headers or not _ODD_SET.isdisjoint(headers):
+        if version != "1.1" or b"host" not in headers or self._url[:1] != b"/" or not _ODD_SET.isdisjoint(headers):
             self._look_closer(version)
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._server.max_body_bytes:
             self._raise(self._too_large())
 
     def on_body(self, body: bytes) -> None:
-        self._silent_bytes = 0
+        self._silent_bytes = -1
         self._body.append(body)
         self._body_bytes += len(body)
         if self._body_bytes > self._server.max_body_bytes:
@@ -267,7 +264,7 @@ class Front(asyncio.Protocol):
         """Some of a request has come, and not all of it."""
         limits = self._wire.limits
         now_s = self._wire.sweeper.now_s
-        self._silent_bytes += size
+        self._silent_bytes = self._silent_bytes + size if self._silent_bytes >= 0 else 0
         if not self._began_s:
             self._began_s = now_s
         if not self._in_body:
@@ -284,6 +281,8 @@ class Front(asyncio.Protocol):
         headers = self._headers
         if version != "1.1" and version != "1.0":
             self._raise(ApiError(f"HTTP/{version} is not spoken here; use HTTP/1.1", status=505, code="http_version"))
+        if b"upgrade" in headers or self._parser.get_method() == b"CONNECT":
+            self._raise(BadRequest("this server neither changes protocols nor opens tunnels", code="upgrade"))
         coding = headers.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             what = "the only transfer-encoding that is understood is chunked, in HTTP/1.1"
