@@ -25,7 +25,7 @@ SWEEP_S = 0.1
 _MAX_KEPT = 8192
 """Entries of old configs go with the rest when there are so many."""
 
-_UNSAFE = re.compile(r"[^\x21-\x7e]")
+_UNSAFE = re.compile(r"[^\x20-\x7e]")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,5 +205,5 @@ class Wire:
 
 
 def header_value(text: str) -> bytes:
-    """Text as it may stand in a header: visible ASCII. Names come from the cluster, but a line break must not get through."""
+    """Text as it may stand in a header: printable ASCII. Names come from the cluster, but a line break must not get through."""
     return _UNSAFE.sub("?", text).encode()
