@@ -1,4 +1,4 @@
-"""Ledger files as people and disks leave them. If these fail, a damaged ledger becomes an empty one: a budget is spent twice."""
+"""Ledger files as people and disks leave them. If these fail, a damaged ledger becomes an empty one: budgets are refilled."""
 
 import os
 import shutil
