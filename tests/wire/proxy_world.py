@@ -1,5 +1,5 @@
-"""A proxy on real sockets for the wire tests: its upstream (the simulator, or one that says what a test tells it), a keeper that plays
-fair, and a client that shows every byte.
+"""A proxy on real sockets for the wire tests: its upstream (the simulator, or one that says what a test tells it), a keeper
+that plays fair, and a client that shows every byte.
 """
 
 import asyncio
@@ -147,7 +147,7 @@ class World:
 
     async def settled(self) -> None:
         """Waits until no attempt is in flight, drained ones included."""
-        while self.app.server.wire.attempts:
+        while self.app.server.wire.attempts:  # noqa: ASYNC110 (the product has no use for such an event)
             await asyncio.sleep(0.005)
 
     @property

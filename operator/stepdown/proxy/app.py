@@ -85,6 +85,7 @@ class App:
         return closed
 
     async def _stop_syncing(self) -> None:
+        await self._stored.finish()
         if self._running is not None:
             self._running.cancel()
             with suppress(asyncio.CancelledError):

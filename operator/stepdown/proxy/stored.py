@@ -56,6 +56,11 @@ class StoredConfig:
 
         return kept
 
+    async def finish(self) -> None:
+        """Waits for what is being written."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def _keep(self, answer: SyncAnswer) -> None:
         async with self._writing:
             try:
