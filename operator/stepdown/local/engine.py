@@ -74,6 +74,7 @@ class Engine:
         self._config: FleetConfig | None = None
         self._bindings: dict[str, Binding] = {}
         self._said: frozenset[str] = frozenset()
+        self._wrong = False
         self._fleet = ""
         self.published: Callable[[], None] = _nothing
         """Called after every change of the config: the proxy fetches it at once instead of within a second."""
@@ -185,13 +186,18 @@ class Engine:
     def _report(self, judged: Judged) -> None:
         """New problems and what happened. A problem is said again only after it had gone."""
         texts = set()
+        for note in judged.gathered.notes:
+            texts.add(str(note))
+            if str(note) not in self._said:
+                log.info(note.message, event="note", file=note.file, line=note.line, document=note.document)
         for problem in judged.problems:
             texts.add(str(problem))
             if str(problem) not in self._said:
                 say = log.warning if problem.note else log.error
                 say(problem.message, event="problem", file=problem.file, line=problem.line, document=problem.document)
-        if self._said and not texts:
+        if self._wrong and not judged.problems:
             log.info("every problem has been mended", event="mended")
+        self._wrong = bool(judged.problems)
         self._said = frozenset(texts)
         for event in judged.made.events:
             if event.reason != EVENT_INVALID_SPEC:  # said above, with the place in the file
