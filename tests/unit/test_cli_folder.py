@@ -1,4 +1,4 @@
-"""The commands that answer questions about a folder. If these fail, CI passes a broken policy, or a person trusts a wrong rung."""
+"""Commands that answer questions about a folder. If these fail, CI passes a broken policy, or a person trusts a wrong answer."""
 
 import io
 import json
