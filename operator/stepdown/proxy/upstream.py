@@ -26,6 +26,7 @@ _READ = (b"content-type", b"content-encoding", b"content-length", b"transfer-enc
 _NAMES: dict[bytes, bytes] = {}
 """Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
 _MAX_NAMES = 1024
+_MAX_VALUE_BYTES = 1024
 
 Headers = dict[bytes, bytes]
 """Those of `_READ` that came, by their name in lower case; of one that came twice the last."""
@@ -154,7 +155,7 @@ class Connection(asyncio.Protocol):
         known = _NAMES.get(name)
         if known is None:
             known = _known(name)
-        if known:
+        if known and len(value) <= _MAX_VALUE_BYTES:
             self._headers[known] = value
 
     def on_headers_complete(self) -> None:
