@@ -1,4 +1,4 @@
-"""Commands that answer questions about a folder. If these fail, CI passes a broken policy, or a person trusts a wrong answer."""
+"""Commands that answer questions about a folder. If these fail, CI passes a broken policy, or a person trusts a wrong rung."""
 
 import io
 import json

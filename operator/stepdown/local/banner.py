@@ -71,9 +71,6 @@ def _curl(url: str, route: str) -> list[str]:
 
 
 def _warn(host: str, judged: Judged) -> None:
-    for key in judged.gathered.keys:
-        if not key.value:
-            log.warning(f"channel {key.channel} has no key of the upstream: {key.source}", event="key", channel=key.channel)
     if _is_loopback(host):
         return
     for name, placed in sorted(judged.config.placed.items()):

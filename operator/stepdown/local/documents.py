@@ -47,14 +47,12 @@ class Problem:
     """Counted from 1; 0: the file as a whole."""
     line: int
     message: str
-    about: str = ""
-    """`ModelRoute shop/chat`, where an object is meant."""
     note: bool = False
     """True: nothing is wrong, but something was left out."""
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" + (f" (document {self.document})" if self.document > 1 else "")
-        return f"{where}: {self.about + ': ' if self.about else ''}{self.message}"
+        return f"{where}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
