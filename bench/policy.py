@@ -28,7 +28,7 @@ _PERIOD_S = 30 * 86_400
 
 MODELS: tuple[tuple[str, Tier, str, str], ...] = (
     ("deepseek-ai/DeepSeek-V4-Flash", "Budget", "0.18", "0.25"),
-    ("qwen3-8b", "UltraBudget", "0.01", "0.01"),
+    ("Qwen3.5-4B", "UltraBudget", "0.05", "0.05"),
 )
 """Best first: id, tier, USD per million tokens in and out."""
 

@@ -78,9 +78,9 @@ class Crowd:
                 self.other.append(reply)
 
     def _body(self, chance: random.Random) -> dict[str, Any]:
-        """Prompts of a few words to a few kilobytes, answers of 1 to 600 tokens at most; half of them streams."""
-        content = " ".join(chance.choices(_WORDS, k=int(10 ** chance.uniform(0.3, 2.7))))
-        body = {"model": self.route, "messages": [{"role": "user", "content": content}], "max_tokens": chance.randint(1, 600)}
+        """Prompts of a few words to a few kilobytes, answers of 1 to 1,000 tokens at most; half of them streams."""
+        content = " ".join(chance.choices(_WORDS, k=int(10 ** chance.uniform(0.3, 3))))
+        body = {"model": self.route, "messages": [{"role": "user", "content": content}], "max_tokens": chance.randint(1, 1000)}
         return {**body, "stream": True} if chance.random() < 0.5 else body
 
 

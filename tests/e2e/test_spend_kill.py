@@ -12,7 +12,7 @@ from tests.e2e.crowd import Crowd
 from tests.e2e.process import RunProcess
 from tests.upstream import SimulatorProcess
 
-LIMIT_NUSD = 20_000_000
+LIMIT_NUSD = 50_000_000
 POLICY = """\
 apiVersion: stepdown.dev/v1alpha1
 kind: ModelRoute
@@ -26,7 +26,7 @@ apiVersion: stepdown.dev/v1alpha1
 kind: SpendBudget
 metadata: {name: all, namespace: default}
 spec:
-  monthlyLimitUSD: "0.02"
+  monthlyLimitUSD: "0.05"
   enforcement: Hard
 """
 

@@ -55,7 +55,8 @@ class Simulator:
     ) -> None:
         self._port = port
         self._model = model or Model()
-        self._latencies_s = tuple(latencies_s) or (0.0,)
+        self.latencies_s = tuple(latencies_s) or (0.0,)
+        """Before the first byte of an answer, in turn. May be changed between requests."""
         self._per_chunk_s = per_chunk_s
         if bill_on_disconnect not in get_args(BillOnDisconnect):
             raise ValueError(f"bill_on_disconnect is {bill_on_disconnect!r}; one of {', '.join(get_args(BillOnDisconnect))}")
@@ -165,7 +166,7 @@ class Simulator:
             if (stale := faults.pop("stale", None)) and request.reused:
                 faults["drop"] = stale
             entry.faults = tuple(faults)
-            entry.latency_s = self._latencies_s[(entry.number - 1) % len(self._latencies_s)]
+            entry.latency_s = self.latencies_s[(entry.number - 1) % len(self.latencies_s)]
             pace = Pace(entry.latency_s, self._per_chunk_s)
             script = answer(body, request.raw, entry.number, self._model, pace, faults)
         chat = _Chat(script, entry, self)
