@@ -99,7 +99,7 @@ def test_the_bill_of_a_few_requests_by_hand() -> None:
             await client.post({"model": "deepseek-v4-flash", "messages": HELLO, **both})
             assert sim.bill.total_nusd == 5_750
             await client.post({"model": "Pro/deepseek-ai/DeepSeek-R1", "messages": HELLO}, key=PRO_KEY)
-        assert sim.bill.by_key == {STANDARD_KEY: 5_750, PRO_KEY: 12 * 500 + 100 * 2_500}
+        assert sim.bill.by_key == {STANDARD_KEY: 5_750, PRO_KEY: 12 * 550 + 100 * 2_500}
         assert sim.bill.by_model["deepseek-v4-flash"] == 3_910
         assert [line.cost_nusd for line in sim.bill.lines][:3] == [1_120, 720, 3_910]
         assert sim.bill.total_nusd == sum(sim.bill.by_model.values()) == sum(sim.bill.by_key.values())
