@@ -1,4 +1,5 @@
-"""HTTP as it should not be: smuggling, sizes, slowness, pipelining. What one client sends must never become another's request."""
+"""HTTP as it should not be: smuggling, sizes, slowness, pipelining. What one client sends must never become another's
+request."""
 
 import asyncio
 import json
