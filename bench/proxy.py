@@ -119,7 +119,9 @@ def _turns(
             cpu_s, start_s = process.cpu_s(), time.monotonic()
             run = wrk.run(port, lua, seconds)
             share = (process.cpu_s() - cpu_s) / (time.monotonic() - start_s)
-            runs[name].append({**run, "cpu_percent": round(100 * share, 1), "rss_mib": round(process.rss_mib(), 1)})
+            per_cpu_s = round(run["per_s"] / share)
+            rss_mib = round(process.rss_mib(), 1)
+            runs[name].append({**run, "cpu_percent": round(100 * share, 1), "per_cpu_s": per_cpu_s, "rss_mib": rss_mib})
     return runs
 
 
@@ -177,12 +179,15 @@ def _figures(raw: Mapping[str, Any]) -> dict[str, float]:
 def show(result: Mapping[str, Any]) -> None:
     console, raw = Console(width=110), result["raw"]
     runs = Table(title=f"{wrk.CONNECTIONS} connections, one core each, runs in turn", title_justify="left")
-    for column in ("", "median /s", "lowest", "highest", "p50 ms", "p99 ms", "CPU %", "RSS MiB"):
+    for column in ("", "median /s", "lowest", "highest", "p50 ms", "p99 ms", "CPU %", "/CPU s", "RSS MiB"):
         runs.add_column(column, justify="left" if not column else "right")
     for kind in ("requests", "streams"):
         for name, taken in raw[kind].items():
             rates = [run["per_s"] for run in taken]
-            medians = [statistics.median(run[key] for run in taken) for key in ("p50_ms", "p99_ms", "cpu_percent", "rss_mib")]
+            medians = [
+                statistics.median(run[key] for run in taken)
+                for key in ("p50_ms", "p99_ms", "cpu_percent", "per_cpu_s", "rss_mib")
+            ]
             cells = [f"{rate:,.0f}" for rate in (statistics.median(rates), min(rates), max(rates))]
             runs.add_row(f"{name}, {kind}", *cells, *(f"{value:g}" for value in medians))
     console.print(runs)

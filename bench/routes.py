@@ -23,6 +23,8 @@ FOLDER = Path(".bench") / "routes"
 RESULT = Path(__file__).with_name("routes.json")
 PER_FILE = 100
 MODELS = ("deepseek-v4-flash", "Qwen/Qwen3-32B")
+CHANGED = "Qwen3-32B"
+"""The second, as the catalog and the answer name it."""
 GOALS = {"ready_s": 5.0, "changed_s": 1.0}
 _POLL_S = 0.005
 _GIVE_UP_S = 60.0
@@ -44,13 +46,6 @@ spec:
   monthlyLimitUSD: "500.00"
   routeSelector: {{matchLabels: {{team: team-{team}}}}}
 ---
-"""
-_PROXY = """\
-apiVersion: stepdown.dev/v1alpha1
-kind: RoutingProxy
-metadata: {{name: default, namespace: default}}
-spec:
-  upstream: {{baseURL: "{url}"}}
 """
 
 
@@ -77,12 +72,11 @@ def measure(routes: int, changes: int) -> dict[str, Any]:
     policies.mkdir(parents=True)
     port = free_port()
     with SimulatorProcess("--keep", "0", "--output", "20", "20") as upstream:
-        (policies / "proxy.yaml").write_text(_PROXY.format(url=upstream.url))
         for first in range(0, routes, PER_FILE):
             _write(policies, first, min(first + PER_FILE, routes), MODELS[0])
         os.environ["UPSTREAM_API_KEY"] = STANDARD_KEY
         ledger = ["--listen", f"127.0.0.1:{port}", "--ledger", str(FOLDER.absolute() / "ledger.db")]
-        argv = [sys.executable, "-m", "stepdown", "run", "-f", str(policies), *ledger]
+        argv = [sys.executable, "-m", "stepdown", "run", "-f", str(policies), "--upstream", upstream.url, *ledger]
         with Process("stepdown-run", argv, GATEWAY_CORE, FOLDER.absolute(), lambda: _ready(port)) as run:
             _model(port, routes - 1)
             took_s = []
@@ -91,7 +85,7 @@ def measure(routes: int, changes: int) -> dict[str, Any]:
                 first = number // PER_FILE * PER_FILE
                 _model(port, number)
                 _write(policies, first, min(first + PER_FILE, routes), MODELS[1], only=number)
-                took_s.append(_until_changed(port, number, MODELS[1]))
+                took_s.append(_until_changed(port, number, CHANGED))
                 if change % 2:
                     time.sleep(0.5)  # also from rest, not only while the last change may still be settling
             return {

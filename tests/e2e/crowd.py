@@ -47,6 +47,8 @@ class Crowd:
     route: str
     clients: int = 200
     patience: int = 2
+    enough: int = 1 << 30
+    """After so many refusals in all, nobody asks again."""
     seed: int = 7
     always: dict[str, Any] | None = None
     """What everybody sends; None: all sorts."""
@@ -73,6 +75,8 @@ class Crowd:
             elif reply.status == 429 and reply.error["code"] == "insufficient_quota":
                 refused += 1
                 self.refusals.append(reply)
+                if len(self.refusals) >= self.enough:
+                    self.stop.set()
             else:
                 refused += 1
                 self.other.append(reply)

@@ -20,8 +20,8 @@ SMALLEST = {"model": "bench", "messages": [{"role": "user", "content": "x"}], "m
 
 
 async def spend(shop: Shop, sim: Simulator, clients: int = CLIENTS) -> Crowd:
-    """Until every client has been refused and nothing is in flight; then until not even the smallest request fits."""
-    crowd = Crowd(shop.port, "bench", clients, patience=1)
+    """Until a hundred requests have been refused and nothing is in flight; then until not even the smallest request fits."""
+    crowd = Crowd(shop.port, "bench", clients, enough=clients // 2)
     await crowd.spend()
     await drain(shop, sim)
     return crowd
@@ -45,7 +45,7 @@ def check(shop: Shop, crowd: Crowd, balance: Balance, bill_nusd: int) -> None:
     assert till.reserved == 0, "a reservation was never ended"
     assert balance.spent_nusd == till.settled >= bill_nusd
     assert balance.reserved_nusd == balance.unreconciled_nusd == 0
-    assert len(crowd.refusals) == crowd.clients
+    assert len(crowd.refusals) >= crowd.clients // 2
     wrong = [refusal for refusal in till.refused if refusal.most_left >= refusal.needed]
     assert not wrong, f"{len(wrong)} of {len(till.refused)} were refused although there was money, the first: {wrong[0]}"
     cheapest = till.refused[-1].needed  # of the smallest request, which was refused last
