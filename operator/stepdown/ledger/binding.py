@@ -9,7 +9,8 @@ Opening is never more than what the counters of all routes that the account ever
 so traffic that a lease has charged already is not charged twice, and all that was spent is charged once.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -20,6 +21,9 @@ from stepdown.ledger.store import Names, chunks, create_account, load_accounts, 
 from stepdown.model.config import shard_of
 
 DAY_S = 86_400
+
+FEW = 16
+"""Accounts that a query may name one by one."""
 
 _IN_PERIOD = ((counters.c.day + 1) * DAY_S > accounts.c.start_s, counters.c.day * DAY_S < accounts.c.end_s)
 """Counters are by UTC day: an edge day counts in full."""
@@ -176,18 +180,11 @@ def _see(connection: sa.Connection, pairs: Sequence[Pair]) -> None:
     if not pairs:
         return
     wanted = set(pairs)
-    costs: dict[tuple[int, int, int], int] = {}
-    for part in chunks({account for account, _ in wanted}):
-        select = (
-            sa.select(bindings.c.account, bindings.c.route, counters.c.instance, _COST)
-            .join(accounts, accounts.c.id == bindings.c.account)
-            .join(counters, counters.c.route == bindings.c.route)
-            .where(bindings.c.account.in_(part), *_IN_PERIOD)
-            .group_by(bindings.c.account, bindings.c.route, counters.c.instance)
-        )
-        for row in connection.execute(select):
-            if (row.account, row.route) in wanted:
-                costs[row.account, row.route, row.instance] = int(row.cost)
+    costs = {
+        (row.account, row.route, row.instance): int(row.cost)
+        for row in _costs(connection, {account for account, _ in wanted}, None)
+        if (row.account, row.route) in wanted
+    }
     seen = _seen(connection, {key[0] for key in costs}, {key[2] for key in costs})
     _write_openings(connection, seen, {key: (seen.get(key, (0, 0))[0], cost) for key, cost in costs.items()})
 
@@ -214,17 +211,8 @@ def _seen(connection: sa.Connection, of: set[int], at: set[int]) -> dict[tuple[i
 def _slack(connection: sa.Connection, by_id: Mapping[int, Account], of: set[int], at: set[int]) -> dict[tuple[int, int], int]:
     """By account and instance: what the counters of all routes that it ever held say beyond what is charged already."""
     slack: dict[tuple[int, int], int] = {}
-    for some in chunks(of):
-        for there in chunks(at):
-            select = (
-                sa.select(bindings.c.account, counters.c.instance, _COST)
-                .join(accounts, accounts.c.id == bindings.c.account)
-                .join(counters, counters.c.route == bindings.c.route)
-                .where(bindings.c.account.in_(some), counters.c.instance.in_(there), *_IN_PERIOD)
-                .group_by(bindings.c.account, counters.c.instance)
-            )
-            for row in connection.execute(select):
-                slack[row.account, row.instance] = int(row.cost)
+    for row in _costs(connection, of, at):
+        slack[row.account, row.instance] = slack.get((row.account, row.instance), 0) + int(row.cost)
     for key in slack:
         account, lease = by_id[key[0]], by_id[key[0]].leases.get(key[1])
         if key[1] == 0:
@@ -235,6 +223,30 @@ def _slack(connection: sa.Connection, by_id: Mapping[int, Account], of: set[int]
         if (id_, instance) in slack:
             slack[id_, instance] -= opening
     return slack
+
+
+def _costs(connection: sa.Connection, of: set[int], at: set[int] | None) -> Iterator[Any]:
+    """What counters say, in these accounts' periods, of every route that they ever held: by account, route and instance.
+
+    A long list of accounts is looked for here, not by the database: it would look for each of them at every counter.
+    """
+    select = (
+        sa.select(bindings.c.account, bindings.c.route, counters.c.instance, _COST)
+        .join(accounts, accounts.c.id == bindings.c.account)
+        .join(counters, counters.c.route == bindings.c.route)
+        .where(*_IN_PERIOD)
+        .group_by(bindings.c.account, bindings.c.route, counters.c.instance)
+    )
+    if len(of) <= FEW:
+        select = select.where(bindings.c.account.in_(of))
+    else:
+        oldest = connection.execute(sa.select(sa.func.min(accounts.c.start_s)).where(accounts.c.id >= min(of))).scalar()
+        select = select.where(bindings.c.account >= min(of), counters.c.day >= (oldest or 0) // DAY_S)
+    for there in [None] if at is None else chunks(at):
+        here = select if there is None else select.where(counters.c.instance.in_(there))
+        for row in connection.execute(here):
+            if row.account in of:
+                yield row
 
 
 def _write_openings(

@@ -120,8 +120,8 @@ route's counters has been looked at."""
 counters = Table(
     "counters",
     metadata,
-    Column("day", Integer, primary_key=True, autoincrement=False),
     Column("route", ForeignKey("names.id"), primary_key=True, autoincrement=False),
+    Column("day", Integer, primary_key=True, autoincrement=False),
     Column("instance", ForeignKey("instances.id"), primary_key=True, autoincrement=False),
     Column("model", ForeignKey("names.id"), primary_key=True, autoincrement=False),
     Column("request_class", Integer, primary_key=True, autoincrement=False),

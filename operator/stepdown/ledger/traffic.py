@@ -14,7 +14,7 @@ from stepdown.ledger.store import Names, chunks
 from stepdown.model.config import CLASSES, RequestClass
 from stepdown.model.sync import Counter
 
-KEYS = ("day", "route", "instance", "model", "request_class")
+KEYS = ("route", "day", "instance", "model", "request_class")
 SUMS = (
     "requests",
     "successes",
@@ -55,7 +55,7 @@ def merge(connection: sa.Connection, names: Names, reports: Sequence[tuple[int, 
     wanted: dict[Key, Sums] = {}
     for instance, some in reports:
         for each in some:
-            key = (each.day, ids[each.route], instance, ids[each.model], _CLASS[each.request_class])
+            key = (ids[each.route], each.day, instance, ids[each.model], _CLASS[each.request_class])
             wanted[key] = _larger(wanted.get(key), tuple(getattr(each, name) for name in SUMS))
     _write(connection, _stored(connection, set(wanted)), wanted)
 
@@ -76,9 +76,9 @@ def fold(connection: sa.Connection, instance: int) -> None:
 def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
     """Which of these rows exist, with what they hold."""
     found: dict[Key, Sums] = {}
-    days = {key[0] for key in keys}
+    days = {key[1] for key in keys}
     instances = {key[2] for key in keys}
-    for routes in chunks({key[1] for key in keys}):
+    for routes in chunks({key[0] for key in keys}):
         select = sa.select(counters).where(
             counters.c.day.in_(days), counters.c.route.in_(routes), counters.c.instance.in_(instances)
         )

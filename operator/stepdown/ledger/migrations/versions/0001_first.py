@@ -82,8 +82,8 @@ def upgrade() -> None:
     op.create_index("bindings_by_route", "bindings", ["route"], unique=False)
     op.create_table(
         "counters",
-        sa.Column("day", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("route", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
+        sa.Column("day", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("instance", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("model", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
         sa.Column("request_class", sa.Integer(), autoincrement=False, nullable=False),
@@ -107,7 +107,7 @@ def upgrade() -> None:
             ["route"],
             ["names.id"],
         ),
-        sa.PrimaryKeyConstraint("day", "route", "instance", "model", "request_class"),
+        sa.PrimaryKeyConstraint("route", "day", "instance", "model", "request_class"),
         sqlite_with_rowid=False,
     )
     op.create_index("counters_by_instance", "counters", ["instance", "route"], unique=False)
