@@ -13,6 +13,7 @@ import re
 
 NUSD_PER_USD = 1_000_000_000
 PUSD_PER_NUSD = 1_000
+_CENT_NUSD = 10_000_000
 PUSD_PER_USD_PER_MTOK = 1_000_000
 
 MAX_USD = 999_999_999
@@ -42,15 +43,16 @@ def nusd_to_usd(nusd: int, *, digits: int | None = None) -> str:
 
     With `digits`, rounded half up to that many decimals: for people's tables only.
     """
-    sign, nusd = ("-", -nusd) if nusd < 0 else ("", nusd)
-    if digits is not None:
-        step = 10 ** (9 - digits)
-        nusd = (nusd + step // 2) // step * step
-    whole, frac = divmod(nusd, NUSD_PER_USD)
-    decimals = f"{frac:09d}"
-    if digits is not None:
-        return f"{sign}{whole}.{decimals[:digits]}" if digits else f"{sign}{whole}"
-    return f"{sign}{whole}.{decimals.rstrip('0').ljust(2, '0')}"
+    if nusd < 0:
+        return "-" + nusd_to_usd(-nusd, digits=digits)
+    if digits is None:
+        whole, frac = divmod(nusd, NUSD_PER_USD)
+        if frac % _CENT_NUSD == 0:
+            return f"{whole}.{frac // _CENT_NUSD:02d}"
+        return f"{whole}.{frac:09d}".rstrip("0")
+    step = 10 ** (9 - digits)
+    whole, frac = divmod((nusd + step // 2) // step, 10**digits)
+    return f"{whole}.{frac:0{digits}d}" if digits else f"{whole}"
 
 
 def usd_per_mtok_to_pusd(price: str) -> int:

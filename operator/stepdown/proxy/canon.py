@@ -11,9 +11,12 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
+from stepdown.proxy import plainchat
 from stepdown.proxy.errors import BadRequest
 from stepdown.proxy.fields import ALWAYS, MESSAGE, REFUSED, TEXT_PARTS, UNDER_HARD, never, unknown, wrong
+from stepdown.proxy.plainchat import PlainChat, StreamOptions
 from stepdown.proxy.shape import RequestShape
 
 MAX_DEPTH = 64
@@ -53,6 +56,14 @@ def attempt_parts(upstream_id: str, max_tokens_field: str) -> tuple[bytes, bytes
     return b'{"model":%b,' % _encode(upstream_id), b"%b:" % _encode(max_tokens_field)
 
 
+def read(body: bytes) -> PlainChat | dict[str, Any]:
+    """The body, decoded: by the short way where it fits, else as an object. Raises BadRequest."""
+    try:
+        return plainchat.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return parse(body)
+
+
 def parse(body: bytes) -> dict[str, Any]:
     """The body as an object with one reading. What its fields may be, `chat` says. Raises BadRequest."""
     try:
@@ -73,8 +84,11 @@ def parse(body: bytes) -> dict[str, Any]:
     return parsed
 
 
-def model_of(parsed: dict[str, Any]) -> str:
+def model_of(parsed: PlainChat | dict[str, Any]) -> str:
     """The route that the client names. Raises BadRequest."""
+    if type(parsed) is PlainChat:
+        return parsed.model  # type: ignore[return-value]  # unset only once it has been sent
+    assert isinstance(parsed, dict)
     model = parsed.get("model")
     if type(model) is str and model:
         return model
@@ -83,8 +97,16 @@ def model_of(parsed: dict[str, Any]) -> str:
     raise BadRequest("model is missing; it must be the name of a route", param="model", code="missing_field")
 
 
-def chat(parsed: dict[str, Any], *, hard: bool, extra_fields: Collection[str], temperature: float | None) -> ChatRequest:
-    """Checks a chat request and writes it again. `parsed` is used up. Raises BadRequest."""
+def chat(
+    parsed: PlainChat | dict[str, Any], body: bytes, *, hard: bool, extra_fields: Collection[str], temperature: float | None
+) -> ChatRequest:
+    """Checks a chat request and writes it again. `parsed` is `read(body)`, and is used up. Raises BadRequest."""
+    if type(parsed) is PlainChat:
+        request = _plain(parsed, body, temperature)
+        if request is not None:
+            return request
+        parsed = parse(body)
+    assert isinstance(parsed, dict)
     _check_fields(parsed, hard, extra_fields)
     has_non_text = _check_messages(parsed.get("messages"), hard)
     max_tokens = parsed.pop("max_tokens", None)
@@ -110,6 +132,44 @@ def chat(parsed: dict[str, Any], *, hard: bool, extra_fields: Collection[str], t
         parsed["temperature"] = temperature
     rest = _encode(parsed)
     shape = RequestShape(_tokens(rest), has_non_text, max_tokens, parsed.get("n", 1), stream)
+    return ChatRequest(rest[1:], shape, include_usage)
+
+
+def _plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequest | None:
+    """The short way. None: something is odd, and the long way has the words for it."""
+    max_tokens, model = parsed.max_tokens, parsed.model
+    if max_tokens is UNSET:
+        max_tokens = parsed.max_completion_tokens
+    elif parsed.max_completion_tokens is not UNSET:
+        return None
+    if b"\\u003" in body:
+        return None
+    parsed.model = parsed.max_tokens = parsed.max_completion_tokens = UNSET
+    colons = body.count(b":") - 1 - model.count(":")  # type: ignore[union-attr]
+    if max_tokens is not UNSET:
+        colons -= 1
+    include_usage = stream = False
+    if parsed.stream is True:
+        stream = True
+        options = parsed.stream_options
+        if options is UNSET:
+            parsed.stream_options = StreamOptions(include_usage=True)
+            colons += 2
+        else:
+            include_usage = options.include_usage is True
+            if options.include_usage is UNSET:
+                colons += 1
+            options.include_usage = True
+    elif parsed.stream_options is not UNSET:
+        return None
+    if temperature is not None and parsed.temperature is UNSET:
+        parsed.temperature = temperature
+        colons += 1
+    rest = _encode(parsed)
+    if rest.count(b":") != colons:  # a key came twice, see `parse`
+        return None
+    n = parsed.n
+    shape = RequestShape(_tokens(rest), False, None if max_tokens is UNSET else max_tokens, 1 if n is UNSET else n, stream)
     return ChatRequest(rest[1:], shape, include_usage)
 
 

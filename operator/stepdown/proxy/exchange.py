@@ -67,11 +67,12 @@ class Exchange:
         wire.exchanges += 1
         route: RouteEntry | None = None
         try:
-            parsed = canon.parse(body)
+            parsed = canon.read(body)
             route, self._class = self._find(canon.model_of(parsed), digest, authorization, header_class)
             self._route = route
             self._chat = canon.chat(
                 parsed,
+                body,
                 hard=route.hard,
                 extra_fields=wire.till.table.fleet.extra_body_fields,  # type: ignore[union-attr]  # `_find` has looked
                 temperature=route.temperature,
@@ -252,6 +253,10 @@ class Exchange:
     def relay(self, data: bytes) -> None:
         """By the attempt."""
         self._front.write_chunk(data)
+
+    def flush(self) -> None:
+        """By the attempt."""
+        self._front.flush()
 
     def streamed(self, attempt: Attempt) -> None:
         """By the attempt: the stream has come whole and is settled."""

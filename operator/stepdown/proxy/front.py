@@ -60,6 +60,7 @@ class Front(asyncio.Protocol):
         "_is_http10",
         "_keep",
         "_lingering",
+        "_out",
         "_parser",
         "_partial",
         "_queue",
@@ -85,6 +86,7 @@ class Front(asyncio.Protocol):
         self._http10 = False
         self._auth = b""
         self._digest: bytes | None = None
+        self._out: list[bytes] = []
         self.is_paused = False
 
     @property
@@ -334,23 +336,28 @@ class Front(asyncio.Protocol):
         self._done()
 
     def begin_stream(self, head: bytes) -> None:
+        """What a stream writes is held until `flush`: what the upstream sent at once goes out at once, in one write."""
         if self._http10:
-            self._transport.write(b"HTTP/1.1 200 OK\r\n%bconnection: close\r\n\r\n" % head)
+            self._out = [b"HTTP/1.1 200 OK\r\n%bconnection: close\r\n\r\n" % head]
         else:
             closing = b"" if self._keep else b"connection: close\r\n"
-            self._transport.write(b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n" % (head, closing))
+            self._out = [b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n" % (head, closing)]
 
     def write_chunk(self, data: bytes) -> None:
-        if self._http10:
-            self._transport.write(data)
-        else:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._out.append(data if self._http10 else b"%x\r\n%b\r\n" % (len(data), data))
+
+    def flush(self) -> None:
+        out = self._out
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
 
     def end_stream(self) -> None:
         if self._http10:
             self._keep = False
         else:
-            self._transport.write(b"0\r\n\r\n")
+            self._out.append(b"0\r\n\r\n")
+        self.flush()
         self._done()
 
     def break_stream(self, event: bytes) -> None:
@@ -358,6 +365,7 @@ class Front(asyncio.Protocol):
         self._exchange = None
         self._queue = None
         self.write_chunk(event)
+        self.flush()
         self._transport.close()
 
     def abort(self) -> None:

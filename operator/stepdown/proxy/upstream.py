@@ -16,7 +16,7 @@ import httptools
 from stepdown import __version__
 
 if TYPE_CHECKING:
-    from stepdown.proxy.wire import Limits
+    from stepdown.proxy.wire import Limits, Sweeper
 
 _TRUST_S = 1.0
 """A connection that was idle for longer is looked at before it is used again: the upstream may have closed it meanwhile."""
@@ -37,6 +37,9 @@ class Sink(Protocol):
 
     def head(self, status: int, headers: Headers) -> None: ...
     def data(self, data: bytes) -> None: ...
+    def fed(self) -> None:
+        """All that came at once has been told, and the answer is not yet whole."""
+
     def end(self) -> None: ...
     def lost(self, why: str, *, began: bool) -> None:
         """The answer will not come whole. `began`: some of it had come."""
@@ -78,8 +81,9 @@ class Connection(asyncio.Protocol):
 
     def send(self, sink: Sink, head: bytes, body: bytes) -> None:
         self._sink = sink
-        self._began = self._in_body = False
+        self._began = self._in_body = self._until_close = False
         self._head_bytes = 0
+        self._headers = {}
         self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
 
     def abort(self, why: str = "") -> None:
@@ -99,10 +103,6 @@ class Connection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.resume_reading()
 
-    @property
-    def usable(self) -> bool:
-        return not self.transport.is_closing()
-
     def is_stale(self) -> bool:
         """Whether something has come on the idle connection: its end, or bytes that nobody asked for."""
         poll = select.poll()
@@ -119,6 +119,7 @@ class Connection(asyncio.Protocol):
         if self._sink is None:
             self.transport.abort()  # nobody asked
             return
+        self._began = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -127,9 +128,14 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"its answer is not HTTP/1.1: {error}")
             return
-        if not self._in_body:
+        sink = self._sink
+        if sink is None:
+            return
+        if self._in_body:
+            sink.fed()
+        else:
             self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES and self._sink is not None:
+            if self._head_bytes > _MAX_HEAD_BYTES:
                 self._fail("the head of its answer is too large")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -144,13 +150,6 @@ class Connection(asyncio.Protocol):
 
     # httptools
 
-    def on_message_begin(self) -> None:
-        self._headers = {}
-        self._in_body = self._until_close = False
-
-    def on_status(self, status: bytes) -> None:
-        self._began = True
-
     def on_header(self, name: bytes, value: bytes) -> None:
         known = _NAMES.get(name)
         if known is None:
@@ -159,11 +158,12 @@ class Connection(asyncio.Protocol):
             self._headers[known] = value
 
     def on_headers_complete(self) -> None:
-        self._began = True
         status: int = self._parser.get_status_code()
-        if status < 200 or self._sink is None:
+        if status < 200:
             return
         self._in_body = True
+        if self._sink is None:
+            return
         headers = self._headers
         if b"content-length" not in headers and b"transfer-encoding" not in headers:
             self._until_close = status not in (204, 304)
@@ -174,7 +174,8 @@ class Connection(asyncio.Protocol):
             self._sink.data(body)
 
     def on_message_complete(self) -> None:
-        if self._parser.get_status_code() < 200:
+        if not self._in_body:  # an interim answer: the real one follows
+            self._headers = {}
             return
         sink, self._sink = self._sink, None
         self.served += 1
@@ -205,7 +206,12 @@ class Pool:
     """The connections to one base URL, the last used first: those that are not needed grow old and end."""
 
     def __init__(
-        self, base_url: str, loop: asyncio.AbstractEventLoop, limits: "Limits", ssl_context: ssl.SSLContext | None = None
+        self,
+        base_url: str,
+        loop: asyncio.AbstractEventLoop,
+        limits: "Limits",
+        sweeper: "Sweeper",
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """Raises BadBaseUrl."""
         self.base_url = base_url
@@ -213,6 +219,7 @@ class Pool:
         self.idle: list[Connection] = []
         self._loop = loop
         self._limits = limits
+        self._sweeper = sweeper
         self._closed = False
         parts = urlsplit(base_url)
         try:
@@ -252,7 +259,7 @@ class Pool:
         idle = self.idle
         while idle:
             connection = idle.pop()
-            if not connection.usable:
+            if connection.transport.is_closing():
                 continue
             if now_s - connection.idle_since_s > _TRUST_S and connection.is_stale():
                 connection.abort()
@@ -276,7 +283,7 @@ class Pool:
         if self._closed or len(self.idle) >= self._limits.max_idle_upstream:
             connection.transport.close()
             return
-        connection.idle_since_s = self._loop.time()
+        connection.idle_since_s = self._sweeper.now_s
         self.idle.append(connection)
 
     def forget(self, connection: Connection) -> None:

@@ -120,7 +120,8 @@ class Wire:
         self.retried = 0
         self._ssl_context = ssl_context
         self._pool: Pool | None = None
-        self._heads: dict[str, tuple[bytes, str, bytes]] = {}
+        self._heads: dict[str, tuple[float, Pool, bytes | None]] = {}
+        """By channel, for the length of a sweep: a source of keys need not be asked for each request."""
         self._labels: dict[tuple[RouteEntry, RungEntry, str], bytes] = {}
         self._parts: dict[RungEntry, tuple[bytes, bytes]] = {}
         self._callers: Callers | None = None
@@ -141,19 +142,17 @@ class Wire:
         if pool is None or pool.base_url != base_url:
             if pool is not None:
                 pool.close()
-            pool = self._pool = Pool(base_url, self.loop, self.limits, self._ssl_context)
+            pool = self._pool = Pool(base_url, self.loop, self.limits, self.sweeper, self._ssl_context)
         return pool
 
     def upstream_head(self, pool: Pool, channel: str) -> bytes | None:
         """The request's head up to its content length, with the channel's key; None: there is no key."""
-        key = self.keys.key(channel)
-        if key is None:
-            return None
         known = self._heads.get(channel)
-        if known is not None and known[0] == key and known[1] == pool.base_url:
+        if known is not None and known[0] == self.sweeper.now_s and known[1] is pool:
             return known[2]
-        head = pool.head(key)
-        self._heads[channel] = (key, pool.base_url, head)
+        key = self.keys.key(channel)
+        head = None if key is None else pool.head(key)
+        self._heads[channel] = (self.sweeper.now_s, pool, head)
         return head
 
     def parts(self, rung: RungEntry) -> tuple[bytes, bytes]:
