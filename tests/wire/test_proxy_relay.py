@@ -86,7 +86,7 @@ def test_what_the_upstream_hears() -> None:
                 heard.raw
                 == (
                     '{"model":"up/big","max_tokens":20,"messages":[{"role":"user","content":"hello"}],'
-                    '"stop":["ü"],"temperature":0.1}'
+                    '"temperature":0.1,"stop":["ü"]}'
                 ).encode()
             )
             assert heard.head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")

@@ -41,15 +41,6 @@ class Failure(NamedTuple):
     """It went out on a kept connection that ended without a byte: a fresh one may do."""
 
 
-class Answer(NamedTuple):
-    """A whole answer that is not a stream."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    cost_nusd: int
-
-
 class Owner(Protocol):
     """Who waits for the attempt."""
 
@@ -57,7 +48,7 @@ class Owner(Protocol):
     def relay(self, data: bytes) -> None: ...
     def flush(self) -> None: ...
     def streamed(self, attempt: "Attempt") -> None: ...
-    def answered(self, attempt: "Attempt", answer: Answer) -> None: ...
+    def answered(self, attempt: "Attempt", status: int, headers: Headers, body: bytes, cost_nusd: int) -> None: ...
     def failed(self, attempt: "Attempt", failure: Failure) -> None: ...
 
 
@@ -268,7 +259,7 @@ class Attempt:
             else:
                 cost_nusd = self._settle(usage, success=True)
                 if owner is not None:
-                    owner.answered(self, Answer(self._status, self._headers, body, cost_nusd))
+                    owner.answered(self, self._status, self._headers, body, cost_nusd)
                 return
         else:
             why = f"it answered {self._status}"
@@ -290,7 +281,7 @@ class Attempt:
         if wire.breakers.bad:
             wire.breakers.succeeded(self.model)  # it works; it is the request that it does not like
         if owner is not None:
-            owner.answered(self, Answer(status, self._headers, body, 0))
+            owner.answered(self, status, self._headers, body, 0)
 
     def _reject(self, why: str) -> None:
         """The answer is not one that can be used. What it would still bring is not waited for."""

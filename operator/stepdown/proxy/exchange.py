@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stepdown.model.config import Reason, RequestClass
 from stepdown.model.money import nusd_to_usd
 from stepdown.proxy import canon
-from stepdown.proxy.attempt import Answer, Attempt, Failure
+from stepdown.proxy.attempt import Attempt, Failure
 from stepdown.proxy.errors import (
     ApiError,
     Forbidden,
@@ -28,6 +28,7 @@ from stepdown.proxy.errors import (
 from stepdown.proxy.hold import Hold
 from stepdown.proxy.refusal import Refused
 from stepdown.proxy.table import RouteEntry, RungEntry, UnknownClass, UnknownRoute
+from stepdown.proxy.upstream import Headers
 from stepdown.proxy.wire import Wire, header_value
 
 if TYPE_CHECKING:
@@ -265,11 +266,10 @@ class Exchange:
         self._finish()
         self._front.end_stream()
 
-    def answered(self, attempt: Attempt, answer: Answer) -> None:
+    def answered(self, attempt: Attempt, status: int, headers: Headers, body: bytes, cost_nusd: int) -> None:
         """By the attempt: a whole answer, or the upstream's own refusal."""
         self._attempt = None
         hold = attempt.hold
-        status, headers, body, cost_nusd = answer
         lines = self._wire.labels(hold.tab.route, hold.tab.rung, hold.reason)
         content_type = headers.get(b"content-type", b"application/json")
         cost = nusd_to_usd(cost_nusd).encode()
