@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-GENERATED := crds manifests/catalog
+GENERATED := crds charts/stepdown/templates/crds manifests/catalog
 
 .PHONY: help demo test lint check golden generate bench lock clean
 
@@ -29,8 +29,8 @@ lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-generate: $(STAMP) ## write all that is generated: CRDs, the built-in price list as a manifest
-	$(BIN)/python -m stepdown.model.crd crds manifests/catalog
+generate: $(STAMP) ## write all that is generated: the CRDs, also as the chart's templates, and the built-in price list
+	$(BIN)/python -m stepdown.model.crd .
 
 check: lint generate ## lint, and fail if anything generated differs from what is committed
 	@test -z "$$(git status --porcelain -- $(GENERATED))" \

@@ -219,3 +219,12 @@ def _closed(node: Node) -> Node:
     if "items" in node:
         closed["items"] = _closed(node["items"])
     return closed
+
+
+def test_the_chart_installs_what_crds_holds_and_keeps_it_on_uninstall() -> None:
+    """`helm uninstall` would otherwise delete the CRDs, and every route and budget of the cluster with them."""
+    for name, text in crd.chart_files().items():
+        assert (ROOT / "charts" / "stepdown" / "templates" / "crds" / name).read_text() == text
+        document = yaml.safe_load(text)
+        assert document["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+        assert document == CRDS[name]

@@ -1,11 +1,12 @@
-"""The CustomResourceDefinitions, written from the pydantic models: `python -m stepdown.model.crd DIR [CATALOG_DIR]`.
+"""The CustomResourceDefinitions, written from the pydantic models: `python -m stepdown.model.crd ROOT`.
 
 `make generate` calls it and `make check` fails when its output differs from what is committed. An API server takes structural
 schemas only, so pydantic's JSON schema is rewritten: references are put in place, optional fields are absent rather than null,
 descriptions come from the docstrings under the attributes, rules become `x-kubernetes-validations`.
 Defaults are explicit, except inside list items (a merge patch replaces lists, and Argo CD would see a difference for ever) and
 where the default is empty (absent says the same).
-With CATALOG_DIR, the built-in price list is written there too, for `kubectl apply`.
+Written below ROOT: `crds/`, the same as templates of the chart (kept when it is uninstalled: an uninstall must not delete a user's
+objects), and the built-in price list in `manifests/catalog/`, for `kubectl apply`.
 """
 
 import ast
@@ -251,20 +252,36 @@ def files() -> dict[str, str]:
     return {f"{kind.plural}.yaml": to_yaml(crd(kind)) for kind in KINDS.values()}
 
 
+def chart_files() -> dict[str, str]:
+    """The same as Helm templates. Nothing in them may look like a template's action."""
+    kept: dict[str, str] = {}
+    for kind in KINDS.values():
+        document = crd(kind)
+        document["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+        text = to_yaml(document)
+        assert "{{" not in text, f"{kind.plural}: Helm would read '{{{{' as an action"
+        kept[f"{kind.plural}.yaml"] = text
+    return kept
+
+
 def main(arguments: list[str]) -> int:
-    if not 1 <= len(arguments) <= 2:
-        print("usage: python -m stepdown.model.crd DIR [CATALOG_DIR]", file=sys.stderr)
+    if len(arguments) != 1:
+        print("usage: python -m stepdown.model.crd ROOT", file=sys.stderr)
         return 2
-    target = Path(arguments[0])
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in files().items():
-        (target / name).write_text(text, encoding="utf-8")
-    for stale in {path.name for path in target.glob("*.yaml")} - files().keys():
-        (target / stale).unlink()
-    for directory in map(Path, arguments[1:]):
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"{BUILT_IN}.yaml").write_text(built_in_text(), encoding="utf-8")
+    root = Path(arguments[0])
+    _write(root / "crds", files())
+    _write(root / "charts" / "stepdown" / "templates" / "crds", chart_files())
+    _write(root / "manifests" / "catalog", {f"{BUILT_IN}.yaml": built_in_text()})
     return 0
+
+
+def _write(folder: Path, texts: dict[str, str]) -> None:
+    """Makes a folder hold these files and no other YAML."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    for stale in {path.name for path in folder.glob("*.yaml")} - texts.keys():
+        (folder / stale).unlink()
 
 
 if __name__ == "__main__":
