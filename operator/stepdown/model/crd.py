@@ -5,7 +5,7 @@ schemas only, so pydantic's JSON schema is rewritten: references are put in plac
 descriptions come from the docstrings under the attributes, rules become `x-kubernetes-validations`.
 Defaults are explicit, except inside list items (a merge patch replaces lists, and Argo CD would see a difference for ever) and
 where the default is empty (absent says the same).
-Written below ROOT: `crds/`, the same as templates of the chart (kept when it is uninstalled: an uninstall must not delete a user's
+Written below ROOT: `crds/`, the same as templates of the chart (kept when it is uninstalled: that must not delete a user's
 objects), and the built-in price list in `manifests/catalog/`, for `kubectl apply`.
 """
 
