@@ -413,6 +413,19 @@ def test_a_channel_without_a_key_says_which() -> None:
         scene(test, keys=FixedKeys({"standard": key} if key else {}, "Secret team-key"))
 
 
+@pytest.mark.parametrize("base_url", ["ftp://127.0.0.1/v1", "http://", "http://127.0.0.1:99999/v1", "http://a\r\nb/v1"])
+def test_an_upstream_that_cannot_be_called_is_said_so(base_url: str) -> None:
+    """A mistake in one field would break connections without a word, and leave money reserved."""
+
+    async def test(world: World) -> None:
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"]) == (503, "upstream_unavailable")
+        assert "the fleet's base URL is" in answer.error["message"]
+        assert (world.consumed_nusd, world.reserved_nusd) == (0, 0)
+
+    scene(test, base_url=base_url)
+
+
 # Refusals
 
 

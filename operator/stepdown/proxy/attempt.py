@@ -250,7 +250,8 @@ class Attempt:
 
     def _answer_plain(self) -> None:
         owner, self.owner = self.owner, None
-        body = self._joined()
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         if 200 <= self._status < 300:
             try:
                 usage = answer_usage(body)
@@ -271,7 +272,7 @@ class Attempt:
         self._leave()
         owner, self.owner = self.owner, None
         status = self._status
-        body = self._joined()
+        body = b"".join(self._parts)
         wire = self._wire
         if status == 429 or status >= 500:
             said = error_message(body)
@@ -342,10 +343,6 @@ class Attempt:
             wire = self._wire
             wire.sweeper.items.discard(self)
             wire.attempts -= 1
-
-    def _joined(self) -> bytes:
-        parts = self._parts
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _most(self) -> int:
         return self._wire.limits.max_answer_bytes if self._status < 400 else self._wire.limits.max_error_bytes

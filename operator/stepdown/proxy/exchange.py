@@ -29,10 +29,13 @@ from stepdown.proxy.hold import Hold
 from stepdown.proxy.refusal import Refused
 from stepdown.proxy.table import RouteEntry, RungEntry, UnknownClass, UnknownRoute
 from stepdown.proxy.upstream import Headers
-from stepdown.proxy.wire import Wire, header_value
+from stepdown.proxy.wire import Unreachable, Wire, header_value
 
 if TYPE_CHECKING:
     from stepdown.proxy.front import Front
+
+_GONE = 499
+"""What is counted for a client that left before its answer had ended, as nginx does."""
 
 _STREAM_HEAD = b"cache-control: no-cache\r\n"
 
@@ -46,7 +49,6 @@ class Exchange:
         "_chat",
         "_class",
         "_front",
-        "_hold",
         "_route",
         "_streaming",
         "_task",
@@ -92,7 +94,7 @@ class Exchange:
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.abandon()
-        self._finish()
+        self._finish(_GONE)
 
     def pause(self) -> None:
         """The client reads slower than the upstream writes."""
@@ -157,27 +159,22 @@ class Exchange:
     def _send(self, hold: Hold, *, fresh: bool) -> None:
         wire = self._wire
         rung = hold.tab.rung
-        table = wire.till.table
-        assert table is not None
         if wire.breakers.bad and not wire.breakers.closed(rung.name, wire.sweeper.now_s):
             wire.till.release(hold, attempted=False)
             wait_s = wire.breakers.retry_after_s(rung.name, wire.sweeper.now_s)
             self._after(Failure(rung.name, "it failed lately and is left alone for now", 503, wait_s, sent=False))
             return
-        pool = wire.pool(table.fleet.base_url)
-        head = wire.upstream_head(pool, rung.channel)
-        if head is None:
+        try:
+            way = wire.way(rung)
+        except Unreachable as error:
             wire.till.release(hold, attempted=False)
-            whence = wire.keys.whence(rung.channel)
-            what = f"channel {rung.channel!r} of RoutingProxy {table.fleet.name} has no usable API key in {whence}"
-            self._after(Failure(rung.name, what, 503, sent=False))
+            self._after(Failure(rung.name, str(error), 503, sent=False))
             return
         if wire.breakers.bad:
             wire.breakers.sent(rung.name)
         chat = self._chat
-        self._hold = hold
         self._attempt = attempt = Attempt(wire, self, hold, want_stream=chat.stream, show_usage=chat.include_usage)
-        attempt.start(pool, head, chat.body(*wire.parts(rung), hold.max_tokens), fresh=fresh)
+        attempt.start(way.pool, way.head, chat.body(way.model, way.max_tokens, hold.max_tokens), fresh=fresh)
         if self._front.is_paused:
             attempt.pause()
 
@@ -262,8 +259,7 @@ class Exchange:
     def streamed(self, attempt: Attempt) -> None:
         """By the attempt: the stream has come whole and is settled."""
         self._attempt = None
-        self._wire.answered(200)
-        self._finish()
+        self._finish(200)
         self._front.end_stream()
 
     def answered(self, attempt: Attempt, status: int, headers: Headers, body: bytes, cost_nusd: int) -> None:
@@ -276,26 +272,24 @@ class Exchange:
         head = b"content-type: %b\r\n%bx-stepdown-cost-usd: %b\r\n" % (content_type, lines, cost)
         if b"x-request-id" in headers:
             head = b"%bx-request-id: %b\r\n" % (head, headers[b"x-request-id"])
-        self._wire.answered(status)
-        self._finish()
+        self._finish(status)
         self._front.reply(status, head, body)
 
     def _break(self, failure: Failure) -> None:
         """A stream that will not come whole: the client is told in the stream, and its end is missing."""
-        self._wire.answered(502)
         error = UpstreamFailed(f"{failure.model}: {failure.what}. The answer is not complete", code="stream_interrupted")
-        self._finish()
+        self._finish(error.status)
         self._front.break_stream(b"data: %b\n\n" % error.body())
 
     def _refuse(self, error: ApiError, route: RouteEntry | None) -> None:
         head = error.head()
         if route is not None:
             head = b"%bx-stepdown-route: %b\r\n" % (head, header_value(route.name))
-        self._wire.answered(error.status)
-        self._finish()
+        self._finish(error.status)
         self._front.reply(error.status, head, error.body())
 
-    def _finish(self) -> None:
+    def _finish(self, status: int) -> None:
         wire = self._wire
         wire.exchanges -= 1
+        wire.answered(status)
         wire.latency.observe(wire.loop.time() - self._began_s)

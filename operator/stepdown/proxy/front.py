@@ -209,20 +209,20 @@ class Front(asyncio.Protocol):
         self._body = []
         self.deadline_s = NEVER
         keep = parser.should_keep_alive() and not self._is_http10
-        request = (parser.get_method(), self._url, self._headers, body, keep, self._is_http10)
+        method = parser.get_method()
         if self._exchange is None and not self._queue:
-            self._handle(request)
+            self._handle(method, self._url, self._headers, body, keep, self._is_http10)
             return
         if self._queue is None:
             self._queue = deque()
-        self._queue.append(request)
+        self._queue.append((method, self._url, self._headers, body, keep, self._is_http10))
         if len(self._queue) >= self._wire.limits.max_pipelined:
             self._transport.pause_reading()
 
     # Requests
 
-    def _handle(self, request: Request) -> None:
-        method, url, headers, body, self._keep, self._http10 = request
+    def _handle(self, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes, keep: bool, http10: bool) -> None:
+        self._keep, self._http10 = keep, http10
         authorization = headers.get(b"authorization", b"")
         if authorization != self._auth:  # a connection's requests nearly always carry the same key
             self._auth = authorization
@@ -244,7 +244,7 @@ class Front(asyncio.Protocol):
         request = queue.popleft()
         if len(queue) < self._wire.limits.max_pipelined:
             self._transport.resume_reading()
-        self._handle(request)
+        self._handle(*request)
 
     def _done(self) -> None:
         """An answer has gone out."""

@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ from stepdown.proxy.keys import KeySource
 from stepdown.proxy.metrics import Histogram
 from stepdown.proxy.table import RouteEntry, RungEntry, Table
 from stepdown.proxy.till import Till
-from stepdown.proxy.upstream import Pool
+from stepdown.proxy.upstream import BadBaseUrl, Pool
 
 SWEEP_S = 0.1
 """How often deadlines are looked at: one timer for all connections instead of one for each step of each request."""
@@ -89,6 +89,23 @@ class Sweeper:
             call(now_s)
 
 
+class Unreachable(Exception):
+    """A rung that cannot be asked at all: no key for its channel, no upstream that could be called."""
+
+
+class Way(NamedTuple):
+    """How a rung is reached: what need not be made anew for each request."""
+
+    made_s: float
+    pool: Pool
+    head: bytes
+    """Of the request, up to its content length."""
+    model: bytes
+    """Of the body: its beginning, which names the model."""
+    max_tokens: bytes
+    """Of the body: the name of the field that bounds the output."""
+
+
 class Wire:
     """The shared state. One event loop owns it."""
 
@@ -109,7 +126,6 @@ class Wire:
         self.breakers = Breakers()
         self.retries = RetryBudget()
         self.latency = Histogram("stepdown_request_seconds", "From a request's last byte to its answer's last byte.")
-        self.tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.exchanges = 0
         """Requests that are being answered."""
@@ -120,49 +136,48 @@ class Wire:
         self.retried = 0
         self._ssl_context = ssl_context
         self._pool: Pool | None = None
-        self._heads: dict[str, tuple[float, Pool, bytes | None]] = {}
-        """By channel, for the length of a sweep: a source of keys need not be asked for each request."""
+        self._ways: dict[RungEntry, Way] = {}
         self._labels: dict[tuple[RouteEntry, RungEntry, str], bytes] = {}
-        self._parts: dict[RungEntry, tuple[bytes, bytes]] = {}
         self._callers: Callers | None = None
         self.sweeper.each.append(self._expire_idle)
-
-    @property
-    def table(self) -> Table | None:
-        return self.till.table
 
     def callers(self, table: Table) -> Callers:
         if self._callers is None or self._callers.table is not table:
             self._callers = Callers(table)
         return self._callers
 
-    def pool(self, base_url: str) -> Pool:
+    def way(self, rung: RungEntry) -> Way:
+        """How a rung is reached, good for the length of a sweep. Raises Unreachable."""
+        way = self._ways.get(rung)
+        if way is not None and way.made_s == self.sweeper.now_s:
+            return way
+        table = self.till.table
+        assert table is not None, "nothing is admitted without a config"
+        try:
+            pool = self._pool_for(table.fleet.base_url)
+        except BadBaseUrl as error:
+            raise Unreachable(str(error)) from None
+        key = self.keys.key(rung.channel)
+        if key is None:
+            raise Unreachable(
+                f"channel {rung.channel!r} of RoutingProxy {table.fleet.name} has no usable API key in"
+                f" {self.keys.whence(rung.channel)}"
+            )
+        if len(self._ways) > _MAX_KEPT:
+            self._ways.clear()
+        parts = attempt_parts(rung.upstream_id, rung.model.max_tokens_field)
+        way = self._ways[rung] = Way(self.sweeper.now_s, pool, pool.head(key), *parts)
+        return way
+
+    def _pool_for(self, base_url: str) -> Pool:
         """The connections to the fleet's upstream. Another base URL gets new ones; the old ones end with their exchange."""
         pool = self._pool
         if pool is None or pool.base_url != base_url:
+            fresh = Pool(base_url, self.loop, self.limits, self.sweeper, self._ssl_context)
             if pool is not None:
                 pool.close()
-            pool = self._pool = Pool(base_url, self.loop, self.limits, self.sweeper, self._ssl_context)
+            pool = self._pool = fresh
         return pool
-
-    def upstream_head(self, pool: Pool, channel: str) -> bytes | None:
-        """The request's head up to its content length, with the channel's key; None: there is no key."""
-        known = self._heads.get(channel)
-        if known is not None and known[0] == self.sweeper.now_s and known[1] is pool:
-            return known[2]
-        key = self.keys.key(channel)
-        head = None if key is None else pool.head(key)
-        self._heads[channel] = (self.sweeper.now_s, pool, head)
-        return head
-
-    def parts(self, rung: RungEntry) -> tuple[bytes, bytes]:
-        """What of a body depends on the model, made once."""
-        parts = self._parts.get(rung)
-        if parts is None:
-            if len(self._parts) > _MAX_KEPT:
-                self._parts.clear()
-            parts = self._parts[rung] = attempt_parts(rung.upstream_id, rung.model.max_tokens_field)
-        return parts
 
     def labels(self, route: RouteEntry, rung: RungEntry, reason: str) -> bytes:
         """The `x-stepdown-…` lines of an answer, made once."""
@@ -179,11 +194,6 @@ class Wire:
 
     def answered(self, status: int) -> None:
         self.statuses[status] = self.statuses.get(status, 0) + 1
-
-    def task(self, coroutine: "asyncio.Task[None]") -> None:
-        """Keeps a task alive until it has ended."""
-        self.tasks.add(coroutine)
-        coroutine.add_done_callback(self.tasks.discard)
 
     def close(self) -> None:
         self.sweeper.stop()
