@@ -299,10 +299,14 @@ class World:
         """What requests have cost that were admitted under a config that names the account."""
         return sum(each.cost for each in self.bill if account in each.charged)
 
-    def truth(self, account: str, start_s: int, end_s: int, routes: frozenset[str]) -> int:
-        """What the account's routes have cost in its period, under whatever config; the uncountable aside."""
+    def truth(self, account: str, start_s: int, end_s: int, routes: frozenset[str], lost: set[str]) -> int:
+        """What the account's routes have cost in its period, under whatever config; the uncountable aside.
+
+        What a lost instance spent before it knew of the account, and has not reported, the ledger cannot know either.
+        """
         return sum(
             each.cost
             for each in self.bill
-            if start_s <= each.admitted_s < end_s and (account in each.charged or (each.route in routes and each.metered))
+            if start_s <= each.admitted_s < end_s
+            and (account in each.charged or (each.route in routes and each.metered and each.instance not in lost))
         )

@@ -59,6 +59,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.replan()
         for _ in range(3):
             self.new_proxy()
+        self.everybody_syncs()
 
     @precondition(lambda self: len(self.proxies) < 4)
     @rule()
@@ -116,18 +117,34 @@ class LedgerMachine(RuleBasedStateMachine):
     def some(self, pick: int) -> Proxy | None:
         return self.proxies[pick % len(self.proxies)] if self.proxies else None
 
-    @rule(pick=PICK, route=ROUTE, amounts=st.lists(AMOUNTS, min_size=1, max_size=3))
-    def request(self, pick: int, route: str, amounts: list[int]) -> None:
+    @rule(pick=PICK, wanted=st.lists(st.tuples(ROUTE, st.lists(AMOUNTS, min_size=1, max_size=3)), min_size=1, max_size=4))
+    def request(self, pick: int, wanted: list[tuple[str, list[int]]]) -> None:
         proxy = self.some(pick)
-        if proxy is not None and not proxy.admit(route, max(amounts), self.world.now_s):
-            proxy.ask(route, amounts, self.world.now_s)
+        for route, amounts in wanted if proxy is not None else ():
+            if not proxy.admit(route, max(amounts), self.world.now_s):
+                proxy.ask(route, amounts, self.world.now_s)
 
-    @rule(pick=PICK, which=PICK, percent=st.integers(0, 100))
-    def settle(self, pick: int, which: int, percent: int) -> None:
+    @rule(pick=PICK, route=ROUTE, more=st.integers(-1, 1))
+    def request_all_that_is_left(self, pick: int, route: str, more: int) -> None:
         proxy = self.some(pick)
-        if proxy is not None and proxy.holds:
-            hold = proxy.holds[which % len(proxy.holds)]
-            proxy.settle(hold, hold.amount * percent // 100)
+        if proxy is None:
+            return
+        now = self.ledger.balances(self.world.now_s)
+        left = [
+            now[each.name].headroom_nusd + max(0, proxy.free(each.name))
+            for each in proxy.charged_now(route, self.world.now_s)
+            if each.hard and each.name in now
+        ]
+        if left and min(left) + more > 0:
+            proxy.ask(route, [min(left) + more], self.world.now_s)
+
+    @rule(pick=PICK, percents=st.lists(st.integers(0, 100), min_size=1, max_size=4))
+    def settle(self, pick: int, percents: list[int]) -> None:
+        proxy = self.some(pick)
+        for percent in percents if proxy is not None else ():
+            if proxy.holds:
+                hold = proxy.holds[percent % len(proxy.holds)]
+                proxy.settle(hold, hold.amount * percent // 100)
 
     @rule(pick=PICK, route=ROUTE, want=st.integers(0, 50))
     def wish(self, pick: int, route: str, want: int) -> None:
@@ -142,6 +159,21 @@ class LedgerMachine(RuleBasedStateMachine):
             proxy.asks.pop(min(proxy.asks))
 
     # The network ------------------------------------------------------------------------------------------------------
+
+    @rule(
+        picks=st.lists(PICK, min_size=1, max_size=3),
+        how=st.sampled_from(["well", "answer lost", "twice", "twice, in one batch"]),
+    )
+    def talk(self, picks: list[int], how: str) -> None:
+        speakers = list({id(p): p for p in map(self.some, picks) if p is not None and not p.closed}.values())
+        batch = [proxy.message(self.world.now_s) for proxy in speakers]
+        if how == "twice, in one batch":
+            batch += batch
+        heard = self.sync(batch)
+        if how == "twice":
+            heard += self.sync(batch)
+        for each in heard if how != "answer lost" else ():
+            self.hear(*each)
 
     @rule(pick=PICK)
     def send(self, pick: int) -> None:
@@ -218,6 +250,25 @@ class LedgerMachine(RuleBasedStateMachine):
                 proxy.time_out(self.world.now_s)
             self.replan()
             self.everybody_syncs()
+
+    @rule(pick=PICK, route=ROUTE, amount=AMOUNTS)
+    def partition(self, pick: int, route: str, amount: int) -> None:
+        """A proxy spends its lease where nobody hears of it, and is given up; the others want all that there is."""
+        proxy = self.some(pick)
+        if proxy is None or proxy.closed:
+            return
+        proxy.ask(route, [amount], self.world.now_s)
+        self.exchange(proxy)
+        for hold in list(proxy.holds):
+            proxy.settle(hold, hold.amount)
+        if proxy in self.proxies:
+            self.proxies.remove(proxy)
+            for seconds in (HORIZON_S / 2, HORIZON_S / 2 + 1, LONGEST_S):
+                self.wait(int(seconds), together=True)
+            self.the_bill_is_under_the_ceiling()
+            self.request_all_that_is_left(pick, route, 0)
+            self.everybody_syncs()
+            self.proxies.append(proxy)
 
     @rule(pick=PICK)
     def crash(self, pick: int) -> None:
@@ -297,10 +348,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_bill_is_under_the_ceiling(self) -> None:
         self.before = self.ledger.balances(self.world.now_s, ended=True)
         bound = {each.account: each for each in self.world.bindings()}
+        lost = {each.name for each in self.ledger.instances() if each.state == "lost"}
         for name, balance in self.before.items():
             routes = bound[name].routes if name in bound else frozenset[str]()
             if balance.enforced and name not in self.world.soft:
-                true = self.world.truth(name, balance.start_s, balance.end_s, routes)
+                true = self.world.truth(name, balance.start_s, balance.end_s, routes, lost)
                 assert true <= balance.committed_nusd, f"{name}: {true} was spent, {balance}"
             if name not in self.world.lowered | self.world.soft and not balance.opening_nusd and balance.enforced:
                 assert self.world.charged(name) <= balance.limit_nusd, f"{name}: passed its ceiling: {balance}"
@@ -336,7 +388,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 LedgerMachine.TestCase.settings = settings(
-    max_examples=35,
+    max_examples=25,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
