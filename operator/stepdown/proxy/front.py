@@ -158,7 +158,7 @@ class Front(asyncio.Protocol):
             what = "the body of the request" if self._in_body else "the request"
             self._turn_away(TooSlow(f"{what} did not come in time"))
         else:
-            self._transport.close()
+            self._hang_up()
 
     # httptools
 
@@ -230,7 +230,7 @@ class Front(asyncio.Protocol):
         if url != CHAT_PATH or method != b"POST":
             status, head, answer = self._server.answer(method, url, self._digest, authorization)
             self._wire.answered(status)
-            self.reply(status, head, answer)
+            self.reply(status, head, b"" if method == b"HEAD" else answer)
             return
         header_class = headers.get(b"x-stepdown-class")
         self._exchange = exchange = Exchange(self._wire, self)
@@ -300,7 +300,7 @@ class Front(asyncio.Protocol):
             what = "the only expectation that is understood is 100-continue"
             self._raise(ApiError(what, status=417, code="expectation"))
         if int(headers.get(b"content-length", b"0")) <= self._server.max_body_bytes and not self._exchange and not self._queue:
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._wire.outbox.write(self._transport, b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _head_too_large(self) -> ApiError:
         return HeadersTooLarge(f"the head of the request has more than {self._server.max_header_bytes} bytes")
@@ -324,14 +324,18 @@ class Front(asyncio.Protocol):
 
     def reply(self, status: int, head: bytes, body: bytes) -> None:
         """A whole answer."""
+        outbox = self._wire.outbox
         if self._keep and not self._wire.draining:
-            self._transport.write(
-                b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n\r\n%b" % (status, REASONS.get(status, b"-"), head, len(body), body)
+            outbox.write(
+                self._transport,
+                b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n\r\n%b"
+                % (status, REASONS.get(status, b"-"), head, len(body), body),
             )
         else:
-            self._transport.write(
+            outbox.write(
+                self._transport,
                 b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (status, REASONS.get(status, b"-"), head, len(body), body)
+                % (status, REASONS.get(status, b"-"), head, len(body), body),
             )
         self._done()
 
@@ -349,7 +353,7 @@ class Front(asyncio.Protocol):
     def flush(self) -> None:
         out = self._out
         if out:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._wire.outbox.write(self._transport, out[0] if len(out) == 1 else b"".join(out))
             out.clear()
 
     def end_stream(self) -> None:
@@ -366,7 +370,7 @@ class Front(asyncio.Protocol):
         self._queue = None
         self.write_chunk(event)
         self.flush()
-        self._transport.close()
+        self._hang_up()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -374,10 +378,15 @@ class Front(asyncio.Protocol):
     def drain(self) -> None:
         """The server stops: a connection that waits for nothing is closed, one that is busy after its answer."""
         if not self.is_busy and not self._lingering:
-            self._transport.close()
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._wire.outbox.send()
+        self._transport.close()
 
     def _close(self) -> None:
         """Ends the connection after what was written; the client's bytes are still read, or it might not see the answer."""
+        self._wire.outbox.send()
         fault, self._fault = self._fault, None
         transport = self._transport
         if transport.is_closing():

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from stepdown import __version__
+from stepdown.proxy.outbox import Outbox
 
 if TYPE_CHECKING:
     from stepdown.proxy.wire import Limits, Sweeper
@@ -84,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._began = self._in_body = self._until_close = False
         self._head_bytes = 0
         self._headers = {}
-        self.transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        self._pool.outbox.write(self.transport, b"%b%d\r\n\r\n%b" % (head, len(body), body))
 
     def abort(self, why: str = "") -> None:
         """Ends the connection; the attempt on it, if it still has one, hears that it is lost."""
@@ -211,10 +212,12 @@ class Pool:
         loop: asyncio.AbstractEventLoop,
         limits: "Limits",
         sweeper: "Sweeper",
+        outbox: Outbox,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """Raises BadBaseUrl."""
         self.base_url = base_url
+        self.outbox = outbox
         self.open = 0
         self.idle: list[Connection] = []
         self._loop = loop

@@ -15,6 +15,7 @@ from stepdown.proxy.breaker import Breakers, RetryBudget
 from stepdown.proxy.canon import attempt_parts
 from stepdown.proxy.keys import KeySource
 from stepdown.proxy.metrics import Histogram
+from stepdown.proxy.outbox import Outbox
 from stepdown.proxy.table import RouteEntry, RungEntry, Table
 from stepdown.proxy.till import Till
 from stepdown.proxy.upstream import BadBaseUrl, Pool
@@ -123,6 +124,7 @@ class Wire:
         self.keys = keys
         self.limits = limits
         self.sweeper = Sweeper(loop)
+        self.outbox = Outbox(loop)
         self.breakers = Breakers()
         self.retries = RetryBudget()
         self.latency = Histogram("stepdown_request_seconds", "From a request's last byte to its answer's last byte.")
@@ -173,7 +175,7 @@ class Wire:
         """The connections to the fleet's upstream. Another base URL gets new ones; the old ones end with their exchange."""
         pool = self._pool
         if pool is None or pool.base_url != base_url:
-            fresh = Pool(base_url, self.loop, self.limits, self.sweeper, self._ssl_context)
+            fresh = Pool(base_url, self.loop, self.limits, self.sweeper, self.outbox, self._ssl_context)
             if pool is not None:
                 pool.close()
             pool = self._pool = fresh
