@@ -83,6 +83,20 @@ def test_a_complete_head_of_an_error_costs_nothing(status: int, seen: int, code:
     scene(test)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_of_the_platform_is_not_taken_for_the_client_s(status: int) -> None:
+    """An application team would change its own key all day, while the platform's has expired."""
+
+    async def test(world: World) -> None:
+        world.sim.fault("status", status=status)
+        answer = await world.chat()
+        assert (answer.status, answer.error["code"]) == (502, "upstream_key_refused")
+        assert "channel 'standard', not yours" in answer.error["message"] and "Secret team-key" in answer.error["message"]
+        assert (world.consumed_nusd, world.reserved_nusd) == (0, 0)
+
+    scene(test, keys=FixedKeys({"standard": "sk-upstream"}, "Secret team-key"))
+
+
 def test_a_timeout_is_read_on_for_its_usage() -> None:
     """A slow answer that was billed would not be counted, or be charged at many times its cost."""
 

@@ -27,6 +27,7 @@ from stepdown.proxy.errors import (
 )
 from stepdown.proxy.hold import Hold
 from stepdown.proxy.refusal import Refused
+from stepdown.proxy.sse import error_message
 from stepdown.proxy.table import RouteEntry, RungEntry, UnknownClass, UnknownRoute
 from stepdown.proxy.upstream import Headers
 from stepdown.proxy.wire import Unreachable, Wire, header_value
@@ -265,6 +266,9 @@ class Exchange:
     def answered(self, attempt: Attempt, status: int, headers: Headers, body: bytes, cost_nusd: int) -> None:
         """By the attempt: a whole answer, or the upstream's own refusal."""
         self._attempt = None
+        if status in (401, 403):
+            self._unwelcome(attempt, status, body)
+            return
         hold = attempt.hold
         lines = self._wire.labels(hold.tab.route, hold.tab.rung, hold.reason)
         content_type = headers.get(b"content-type", b"application/json")
@@ -274,6 +278,16 @@ class Exchange:
             head = b"%bx-request-id: %b\r\n" % (head, headers[b"x-request-id"])
         self._finish(status)
         self._front.reply(status, head, body)
+
+    def _unwelcome(self, attempt: Attempt, status: int, body: bytes) -> None:
+        """The upstream refuses the platform's key. Relayed, a 401 would send the client looking for a fault in its own."""
+        rung = attempt.hold.tab.rung
+        said = error_message(body)
+        message = (
+            f"the upstream refused the platform's API key for channel {rung.channel!r}, not yours: {rung.name} answered {status}"
+            f"{f' ({said})' if said else ''}. The key comes from {self._wire.keys.whence(rung.channel)}"
+        )
+        self._refuse(UpstreamFailed(message, code="upstream_key_refused"), self._route)
 
     def _break(self, failure: Failure) -> None:
         """A stream that will not come whole: the client is told in the stream, and its end is missing."""
