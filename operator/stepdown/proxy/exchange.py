@@ -284,8 +284,8 @@ class Exchange:
         rung = attempt.hold.tab.rung
         said = error_message(body)
         message = (
-            f"the upstream refused the platform's API key for channel {rung.channel!r}, not yours: {rung.name} answered {status}"
-            f"{f' ({said})' if said else ''}. The key comes from {self._wire.keys.whence(rung.channel)}"
+            f"the upstream refused the platform's API key for channel {rung.channel!r}, not yours: {rung.name} answered"
+            f" {status}{f' ({said})' if said else ''}. The key comes from {self._wire.keys.whence(rung.channel)}"
         )
         self._refuse(UpstreamFailed(message, code="upstream_key_refused"), self._route)
 
