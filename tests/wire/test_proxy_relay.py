@@ -282,8 +282,9 @@ def test_a_refusal_of_the_upstream_comes_as_it_is_and_costs_nothing() -> None:
 
 def test_a_slow_reader_holds_its_stream_up_and_nothing_else() -> None:
     """The proxy would take a whole stream into memory for a client that does not read."""
-    piece = content("x" * 16_000)
-    count = 2_000
+    piece = content("x" * 40_000)
+    count = 1_000
+    """More than the kernel holds for three sockets (some 20 MB)."""
     written = 0
 
     async def script(heard: Heard, writer: asyncio.StreamWriter) -> None:
@@ -297,15 +298,17 @@ def test_a_slow_reader_holds_its_stream_up_and_nothing_else() -> None:
 
     async def scene() -> None:
         upstream = Scripted(script)
-        async with World(upstream=upstream) as world, world.client() as slow:
+        async with World([route(timeout_s=30.0)], upstream=upstream) as world, world.client() as slow:
             slow.writer.transport.pause_reading()
             slow.send_chat(stream=True)
             seen = -1
             while seen != written or not written:
                 seen = written
                 await asyncio.sleep(0.2)
-            assert written < count / 2, "the upstream was held up"
-            assert (await world.client().__aenter__()) is not None
+            assert written < count, "the upstream was held up"
+            (front,) = world.app.server.fronts
+            assert front.is_paused
+            assert front._transport.get_write_buffer_size() < 1_000_000
             async with world.client() as other:
                 assert (await other.get("/healthz")).status == 200
             slow.writer.transport.resume_reading()
