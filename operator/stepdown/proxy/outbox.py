@@ -8,6 +8,9 @@ Whoever closes a transport that may have been written to calls `send` first.
 
 import asyncio
 
+_LARGE_BYTES = 32 * 1024
+"""So much is not held: a turn can read megabytes from one socket, and only a write tells the reader that it is held up."""
+
 
 class Outbox:
     """One event loop's writes of this turn."""
@@ -22,6 +25,8 @@ class Outbox:
         if not self._writes:
             self._loop.call_soon(self.send)
         self._writes.append((transport, data))
+        if len(data) > _LARGE_BYTES:
+            self.send()
 
     def send(self) -> None:
         """Says it now. Doing it twice does nothing."""
