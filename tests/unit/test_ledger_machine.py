@@ -61,15 +61,30 @@ class LedgerMachine(RuleBasedStateMachine):
             self.new_proxy()
         self.everybody_syncs()
 
-    @precondition(lambda self: len(self.proxies) < 4)
-    @rule()
     def new_proxy(self) -> None:
         proxy = Proxy(f"i{len(self.by_name)}", self.world.bill)
         self.by_name[proxy.name] = proxy
         self.proxies.append(proxy)
 
-    @precondition(lambda self: self.world.budgets)
-    @rule(pick=PICK, limit=st.integers(0, 3000))
+    @rule(
+        what=st.sampled_from(["limit", "limit", "retarget", "retarget", "enforcement", "rename", "create"]),
+        pick=PICK,
+        limit=st.integers(0, 3000),
+        routes=st.frozensets(ROUTE, min_size=1),
+        to=st.sampled_from(["shop/one", "shop/two", "shop/three", ""]),
+    )
+    def edit(self, what: str, pick: int, limit: int, routes: frozenset[str], to: str) -> None:
+        if what == "create" or not self.world.budgets:
+            self.create(limit, routes)
+        elif what == "limit":
+            self.edit_limit(pick, limit)
+        elif what == "retarget":
+            self.retarget(pick, min(routes))
+        elif what == "enforcement":
+            self.flip_enforcement(pick)
+        else:
+            self.rename_or_delete(pick, to)
+
     def edit_limit(self, pick: int, limit: int) -> None:
         budget = list(self.world.budgets.values())[pick % len(self.world.budgets)]
         if limit < budget.limit:
@@ -77,22 +92,16 @@ class LedgerMachine(RuleBasedStateMachine):
         budget.limit = limit
         self.replan()
 
-    @precondition(lambda self: self.world.budgets)
-    @rule(pick=PICK, route=ROUTE)
     def retarget(self, pick: int, route: str) -> None:
         budget = list(self.world.budgets.values())[pick % len(self.world.budgets)]
         budget.routes = budget.routes ^ {route}
         self.replan()
 
-    @precondition(lambda self: self.world.budgets)
-    @rule(pick=PICK)
     def flip_enforcement(self, pick: int) -> None:
         budget = list(self.world.budgets.values())[pick % len(self.world.budgets)]
         budget.hard = not budget.hard
         self.replan()
 
-    @precondition(lambda self: self.world.budgets)
-    @rule(pick=PICK, to=st.sampled_from(["shop/one", "shop/two", "shop/three", ""]))
     def rename_or_delete(self, pick: int, to: str) -> None:
         """A name that was used before is taken up again: that must not reset it."""
         name = list(self.world.budgets)[pick % len(self.world.budgets)]
@@ -105,7 +114,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.world.lowered |= {each.account for each in self.world.bindings() if each.budget == to}
         self.replan()
 
-    @rule(limit=st.integers(100, 2000), routes=st.frozensets(ROUTE, min_size=1))
     def create(self, limit: int, routes: frozenset[str]) -> None:
         if "shop/two" not in self.world.budgets:
             self.world.budgets["shop/two"] = Budget("shop/two", limit, True, routes)
@@ -117,12 +125,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def some(self, pick: int) -> Proxy | None:
         return self.proxies[pick % len(self.proxies)] if self.proxies else None
 
-    @rule(pick=PICK, wanted=st.lists(st.tuples(ROUTE, st.lists(AMOUNTS, min_size=1, max_size=3)), min_size=1, max_size=4))
-    def request(self, pick: int, wanted: list[tuple[str, list[int]]]) -> None:
+    @rule(
+        pick=PICK,
+        wanted=st.lists(st.tuples(ROUTE, st.lists(AMOUNTS, min_size=1, max_size=3)), min_size=1, max_size=4),
+        at_once=st.booleans(),
+    )
+    def request(self, pick: int, wanted: list[tuple[str, list[int]]], at_once: bool) -> None:
+        """`at_once`: the network does well, and who asks is answered."""
         proxy = self.some(pick)
         for route, amounts in wanted if proxy is not None else ():
             if not proxy.admit(route, max(amounts), self.world.now_s):
                 proxy.ask(route, amounts, self.world.now_s)
+        if proxy is not None and at_once:
+            self.exchange(proxy)
 
     @rule(pick=PICK, route=ROUTE, more=st.integers(-1, 1))
     def request_all_that_is_left(self, pick: int, route: str, more: int) -> None:
@@ -152,7 +167,6 @@ class LedgerMachine(RuleBasedStateMachine):
         for account in proxy.charged_now(route, self.world.now_s) if proxy is not None else ():
             proxy.want[account.name] = want
 
-    @rule(pick=PICK)
     def give_up_asking(self, pick: int) -> None:
         proxy = self.some(pick)
         if proxy is not None and proxy.asks:
@@ -201,8 +215,6 @@ class LedgerMachine(RuleBasedStateMachine):
             del self.down[first % len(self.down)]
         self.hear(proxy, answer, config)
 
-    @precondition(lambda self: self.up or self.down)
-    @rule()
     def drop_everything(self) -> None:
         self.up.clear()
         self.down.clear()
@@ -231,7 +243,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # Time and mishaps -------------------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([1, 20, 70, 400, 700, DAY_S // 2, 3 * DAY_S]), together=st.booleans())
+    @rule(seconds=st.sampled_from([1, 1, 5, 5, 20, 70, 400, 700, DAY_S // 2, 3 * DAY_S, 0]), together=st.booleans())
+    def time_passes(self, seconds: int, together: bool) -> None:
+        if seconds:
+            self.wait(seconds, together)
+        else:
+            self.wait_for_the_months_edge()
+
     def wait(self, seconds: int, together: bool) -> None:
         """`together`: nobody is partitioned, and so everybody syncs at the end of it."""
         self.world.now_s += seconds
@@ -241,7 +259,6 @@ class LedgerMachine(RuleBasedStateMachine):
         if together:
             self.everybody_syncs()
 
-    @rule()
     def wait_for_the_months_edge(self) -> None:
         ends = FIRST_S + (int((self.world.now_s - FIRST_S) // PERIOD_S) + 1) * PERIOD_S
         for at in (ends - HORIZON_S / 2, ends - 1, ends + 1):
@@ -270,13 +287,33 @@ class LedgerMachine(RuleBasedStateMachine):
             self.everybody_syncs()
             self.proxies.append(proxy)
 
-    @rule(pick=PICK)
+    @rule(
+        what=st.sampled_from(["crash", "vanish", "close", "settle", "keeper restarts", "network", "client gone", "new", "new"]),
+        pick=PICK,
+    )
+    def mishap(self, what: str, pick: int) -> None:
+        if what == "new":
+            if len(self.proxies) < 4:
+                self.new_proxy()
+                self.exchange(self.proxies[-1])
+        elif what == "keeper restarts":
+            self.keeper_restarts()
+        elif what == "network":
+            self.drop_everything()
+        else:
+            {
+                "crash": self.crash,
+                "vanish": self.vanish,
+                "close": self.close,
+                "settle": self.settle_lost,
+                "client gone": self.give_up_asking,
+            }[what](pick)
+
     def crash(self, pick: int) -> None:
         proxy = self.some(pick)
         if proxy is not None:
             proxy.crash_and_resume()
 
-    @rule(pick=PICK)
     def vanish(self, pick: int) -> None:
         proxy = self.some(pick)
         if proxy is not None:
@@ -290,7 +327,6 @@ class LedgerMachine(RuleBasedStateMachine):
         self.proxies.remove(proxy)
         self.gone.append(proxy)
 
-    @rule(pick=PICK)
     def close(self, pick: int) -> None:
         proxy = self.some(pick)
         if proxy is not None and not proxy.holds and not proxy.closed:
@@ -299,7 +335,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.sync([proxy.message(self.world.now_s, closing=True)])
             self.proxies.remove(proxy)
 
-    @rule(pick=PICK)
     def settle_lost(self, pick: int) -> None:
         """An administrator reads the upstream's statement. The proxy may live on behind a partition, and come back."""
         lost = [each for each in self.ledger.instances() if each.state == "lost"]
@@ -321,7 +356,6 @@ class LedgerMachine(RuleBasedStateMachine):
         proxy = self.by_name[name]
         return set(proxy.counters) - proxy.unacknowledged
 
-    @rule()
     def keeper_restarts(self) -> None:
         self.ledger.close()
         self.ledger = Ledger.open(self.path, create=False)
@@ -358,7 +392,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert self.world.charged(name) <= balance.limit_nusd, f"{name}: passed its ceiling: {balance}"
 
     def drain(self) -> None:
-        """Everybody settles, reports and closes; the lost are settled. Then every nano-dollar is where the bill says."""
+        """Everybody settles, reports and closes, but one that is lost. Then every nano-dollar is where the bill says."""
+        self.vanish(0)
         for proxy in list(self.proxies):
             for hold in list(proxy.holds):
                 proxy.settle(hold, hold.amount // 3)
