@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stepdown.proxy import canon
 from stepdown.proxy.errors import BadRequest
+from stepdown.proxy.plainchat import PlainChat
 
 TEXT = st.text(max_size=12)
 ROLE = st.sampled_from(["user", "system", "assistant"])
@@ -46,7 +47,10 @@ BODY = st.fixed_dictionaries(
 def judge(parsed: Any, raw: bytes) -> Any:
     """What comes of a body: the request, or why not."""
     try:
-        chat = canon.chat(parsed, raw, hard=True, extra_fields=(), temperature=0.5)
+        chat = canon.plain(parsed, raw, 0.5) if isinstance(parsed, PlainChat) else None
+        if chat is None:
+            parsed = parsed if isinstance(parsed, dict) else canon.parse(raw)
+            chat = canon.chat(parsed, hard=True, extra_fields=(), temperature=0.5)
     except BadRequest as error:
         return error.code, error.param
     return json.loads(b"{" + chat.rest), chat.shape._replace(input_tokens_bound=0), chat.include_usage
@@ -87,7 +91,10 @@ def test_the_bound_on_input_covers_every_byte_of_the_text(messages: list[tuple[s
     """A tokenizer that makes a token of each byte, or of each of three after normalisation, would pass the reservation."""
     body = {"model": "a", "messages": [{"role": role, "content": text} for role, text in messages]}
     raw = json.dumps(body).encode()
-    chat = canon.chat(canon.read(raw), raw, hard=True, extra_fields=(), temperature=None)
+    parsed = canon.read(raw)
+    assert isinstance(parsed, PlainChat)
+    chat = canon.plain(parsed, raw, None)
+    assert chat is not None
     letters = "".join(text for _, text in messages)
     worst = sum(1 if letter.isascii() else 3 * len(letter.encode()) for letter in letters)
     assert chat.shape.input_tokens_bound >= worst + 256

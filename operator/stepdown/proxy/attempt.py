@@ -298,8 +298,11 @@ class Attempt:
         self._settle(stream.usage if stream is not None and stream.final else None, success=False)
 
     def _settle(self, usage: Usage | None, *, success: bool) -> int:
-        self._leave()
         wire = self._wire
+        if self._active:  # `_leave`, without a call
+            self._active = False
+            wire.sweeper.items.discard(self)
+            wire.attempts -= 1
         if success and wire.breakers.bad:
             wire.breakers.succeeded(self.model)
         return wire.till.settle(self.hold, usage, success=success)

@@ -28,20 +28,18 @@ _LOW, _HIGH = -(2**63), 2**64 - 1
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+_new = tuple.__new__
 
 
-class ChatRequest:
+class ChatRequest(msgspec.Struct, gc=False):
     """A chat completion as the client asked for it, ready to be sent to any model."""
 
-    __slots__ = ("include_usage", "rest", "shape", "stream")
-
-    def __init__(self, rest: bytes, shape: RequestShape, include_usage: bool) -> None:
-        self.rest = rest
-        """The canonical body without its brace, its model and its bound on output."""
-        self.shape = shape
-        self.stream = shape.stream
-        self.include_usage = include_usage
-        """The client wants to see the usage of a stream."""
+    rest: bytes
+    """The canonical body without its brace, its model and its bound on output."""
+    shape: RequestShape
+    stream: bool
+    include_usage: bool
+    """The client wants to see the usage of a stream."""
 
     def body(self, model: bytes, field: bytes, max_tokens: int | None) -> bytes:
         """The body for one attempt. `model` and `field` are as JSON has them, with their colons and commas
@@ -97,16 +95,8 @@ def model_of(parsed: PlainChat | dict[str, Any]) -> str:
     raise BadRequest("model is missing; it must be the name of a route", param="model", code="missing_field")
 
 
-def chat(
-    parsed: PlainChat | dict[str, Any], body: bytes, *, hard: bool, extra_fields: Collection[str], temperature: float | None
-) -> ChatRequest:
-    """Checks a chat request and writes it again. `parsed` is `read(body)`, and is used up. Raises BadRequest."""
-    if type(parsed) is PlainChat:
-        request = _plain(parsed, body, temperature)
-        if request is not None:
-            return request
-        parsed = parse(body)
-    assert isinstance(parsed, dict)
+def chat(parsed: dict[str, Any], *, hard: bool, extra_fields: Collection[str], temperature: float | None) -> ChatRequest:
+    """The long way: checks any chat request and writes it again. `parsed` is used up. Raises BadRequest."""
     _check_fields(parsed, hard, extra_fields)
     has_non_text = _check_messages(parsed.get("messages"), hard)
     max_tokens = parsed.pop("max_tokens", None)
@@ -132,10 +122,10 @@ def chat(
         parsed["temperature"] = temperature
     rest = _encode(parsed)
     shape = RequestShape(_tokens(rest), has_non_text, max_tokens, parsed.get("n", 1), stream)
-    return ChatRequest(rest[1:], shape, include_usage)
+    return ChatRequest(rest[1:], shape, stream, include_usage)
 
 
-def _plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequest | None:
+def plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequest | None:
     """The short way. None: something is odd, and the long way has the words for it."""
     max_tokens, model = parsed.max_tokens, parsed.model
     if max_tokens is UNSET:
@@ -168,15 +158,15 @@ def _plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatReq
     rest = _encode(parsed)
     if rest.count(b":") != colons:  # a key came twice, see `parse`
         return None
+    tokens = len(rest) + MARGIN_TOKENS if rest.isascii() else _tokens(rest)
     n = parsed.n
-    shape = RequestShape(_tokens(rest), False, None if max_tokens is UNSET else max_tokens, 1 if n is UNSET else n, stream)
-    return ChatRequest(rest[1:], shape, include_usage)
+    numbers = (tokens, False, None if max_tokens is UNSET else max_tokens, 1 if n is UNSET else n, stream)
+    shape = _new(RequestShape, numbers)  # a named tuple's own constructor is a Python call
+    return ChatRequest(rest[1:], shape, stream, include_usage)
 
 
 def _tokens(rest: bytes) -> int:
     """An ASCII byte is at most one token; any other at most three, since Unicode normalisation can triple."""
-    if rest.isascii():
-        return len(rest) + MARGIN_TOKENS
     ascii_bytes = len(rest.translate(None, _NON_ASCII))
     return ascii_bytes + 3 * (len(rest) - ascii_bytes) + MARGIN_TOKENS
 

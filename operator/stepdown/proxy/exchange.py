@@ -26,6 +26,7 @@ from stepdown.proxy.errors import (
     refusal,
 )
 from stepdown.proxy.hold import Hold
+from stepdown.proxy.plainchat import PlainChat
 from stepdown.proxy.refusal import Refused
 from stepdown.proxy.sse import error_message
 from stepdown.proxy.table import RouteEntry, RungEntry, UnknownClass, UnknownRoute
@@ -74,13 +75,15 @@ class Exchange:
             parsed = canon.read(body)
             route, self._class = self._find(canon.model_of(parsed), digest, authorization, header_class)
             self._route = route
-            self._chat = canon.chat(
-                parsed,
-                body,
-                hard=route.hard,
-                extra_fields=wire.till.table.fleet.extra_body_fields,  # type: ignore[union-attr]  # `_find` has looked
-                temperature=route.temperature,
-            )
+            chat = canon.plain(parsed, body, route.temperature) if type(parsed) is PlainChat else None
+            if chat is None:
+                chat = canon.chat(
+                    parsed if type(parsed) is dict else canon.parse(body),
+                    hard=route.hard,
+                    extra_fields=wire.till.table.fleet.extra_body_fields,  # type: ignore[union-attr]  # `_find` has looked
+                    temperature=route.temperature,
+                )
+            self._chat = chat
         except ApiError as error:
             self._refuse(error, route)
             return

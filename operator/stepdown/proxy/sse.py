@@ -19,6 +19,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+_new = tuple.__new__
 
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
@@ -79,7 +80,7 @@ def _usage(said: _Said | None) -> Usage | None:
     total = said.total_tokens
     if total is not None and total != prompt + completion:  # something else was counted, and perhaps billed
         return None
-    return Usage(prompt - cached, cached, completion)
+    return _new(Usage, (prompt - cached, cached, completion))  # a named tuple's own constructor is a Python call
 
 
 class Stream:
