@@ -8,6 +8,7 @@ anything.
 """
 
 import asyncio
+import re
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,15 @@ Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
 """Method, path, headers, body, whether the connection is kept, whether it is HTTP/1.0."""
 
 
+Memo = tuple[bytes, bytes, bytes, bytes, dict[bytes, bytes]]
+"""A head that has been parsed: what is before its content length and behind it; its method, path and headers."""
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+_MAX_DIGITS = 12
+_MAX_MEMOS = 8
+"""A client whose heads differ each time is not remembered for ever."""
+
+
 class Front(asyncio.Protocol):
     """One client connection."""
 
@@ -51,6 +61,7 @@ class Front(asyncio.Protocol):
         "_began_s",
         "_body",
         "_body_bytes",
+        "_completed",
         "_digest",
         "_exchange",
         "_fault",
@@ -60,6 +71,8 @@ class Front(asyncio.Protocol):
         "_is_http10",
         "_keep",
         "_lingering",
+        "_memo",
+        "_memos",
         "_out",
         "_parser",
         "_partial",
@@ -87,6 +100,10 @@ class Front(asyncio.Protocol):
         self._auth = b""
         self._digest: bytes | None = None
         self._out: list[bytes] = []
+        self._memo: Memo | None = None
+        self._memos = 0
+        self._completed = 0
+        """Requests that the last read has completed."""
         self.is_paused = False
 
     @property
@@ -118,9 +135,14 @@ class Front(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
-        if not self._partial and data.find(b"\r\n\r\n") > self._server.max_header_bytes:
-            self._turn_away(self._head_too_large())
-            return
+        fresh = not self._partial
+        if fresh:
+            if self._memo is not None and self._exchange is None and self._again(self._memo, data):
+                return
+            if data.find(b"\r\n\r\n") > self._server.max_header_bytes:
+                self._turn_away(self._head_too_large())
+                return
+            self._completed = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -134,6 +156,38 @@ class Front(asyncio.Protocol):
             return
         if self._partial:
             self._progress(len(data))
+        elif fresh and self._completed == 1 and self._memos < _MAX_MEMOS:
+            self._remember(data)
+
+    def _again(self, memo: Memo, data: bytes) -> bool:
+        """Whether this is, in one piece, a request with the head of an earlier one but for its length; then it is served.
+
+        A client sends the same head with each request of a connection. llhttp has passed it once, and it is compared byte for
+        byte, so nothing is left to parse but digits.
+        """
+        before, behind, method, url, headers = memo
+        if self._queue or not data.startswith(before):
+            return False
+        begin = len(before)
+        end = data.find(b"\r", begin, begin + _MAX_DIGITS + 1)
+        digits = data[begin:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
+            return False
+        body = data[end + len(behind) :]
+        if len(body) != int(digits) or len(body) > self._server.max_body_bytes:
+            return False
+        self.deadline_s = NEVER
+        self._handle(method, url, headers, body, True, False)
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """What came was one request and nothing else: its head may come again."""
+        self._memos += 1
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        if found is None or len(data) - end != int(found[1]) or not self._keep or b"expect" in self._headers:
+            return
+        self._memo = (data[: found.start(1)], data[found.end(1) : end], self._parser.get_method(), self._url, self._headers)
 
     def eof_received(self) -> None:
         """A client that has closed its half is taken to be gone, as nginx does."""
@@ -203,6 +257,7 @@ class Front(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._partial = False
+        self._completed += 1
         parser = self._parser
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
