@@ -280,3 +280,38 @@ def test_more_connections_than_allowed_are_refused() -> None:
             assert (await one.get("/healthz")).status == 200
 
     run(scene())
+
+
+def test_a_head_that_comes_again_is_read_anew_where_it_differs() -> None:
+    """A connection's second request would be served with the first one's key, class, path or length."""
+
+    async def scene() -> None:
+        async with World([route(), route("shop/free", budgets=())]) as world, world.client() as client:
+            other = json.dumps(hello(model="free", user="x" * 300)).encode()
+            short = json.dumps(hello(), separators=(",", ":")).encode()
+            for data, status, name in (
+                (sized(), 200, "shop/chat"),
+                (sized(), 200, "shop/chat"),
+                (sized(other), 200, "shop/free"),
+                (sized(short), 200, "shop/chat"),
+                (sized(b"{"), 400, None),
+                (sized(more=b"X-Stepdown-Class: urgent\r\n"), 400, None),
+                (sized(b"", length=b"0"), 400, None),
+                (sized(), 200, "shop/chat"),
+                (sized(length=b"0%d" % len(BODY)), 200, "shop/chat"),
+                (sized() + sized(other), 200, "shop/chat"),
+                (b"", 200, "shop/free"),
+            ):
+                client.send(data)
+                answer = await client.answer()
+                assert (answer.status, answer.headers.get("x-stepdown-route")) == (status, name), data[:90]
+            client.send(sized()[:-1])
+            await asyncio.sleep(0.01)
+            client.send(sized()[-1:])
+            assert (await client.answer()).status == 200
+            client.send(sized(length=b"%d" % (len(BODY) - 1)))  # a byte too many: the next request begins with it
+            assert (await client.answer()).status == 400
+            assert (await client.answer()).status == 400
+            assert await client.ended() == b""
+
+    run(scene())

@@ -429,3 +429,35 @@ def test_the_simulated_upstream_bills_what_the_till_counts() -> None:
             assert world.estimated_nusd == 0
 
     run(scene())
+
+
+def test_answers_with_heads_that_come_again_are_each_their_own() -> None:
+    """What the proxy remembers of one answer's head would be taken for the next one's: its length, its status, its body."""
+    bodies = [{**COMPLETION, "id": "x" * n} for n in (1, 1, 200, 3, 3, 3)]
+    answers = [plain(body) for body in bodies]
+    answers.insert(3, plain({"error": {"message": "no"}}, "400 Bad Request"))
+    answers.insert(5, plain(bodies[0], headers="content-type: application/json\r\nx-request-id: r5\r\n"))
+    answers.append(chunked(json.dumps(bodies[0]).encode(), headers="content-type: application/json\r\n"))
+
+    async def script(heard: Heard, writer: asyncio.StreamWriter) -> None:
+        answer = answers[int(heard.body["user"])]
+        if len(answer) > 300:  # in two pieces
+            writer.write(answer[:250])
+            await asyncio.sleep(0.01)
+            writer.write(answer[250:])
+        else:
+            writer.write(answer)
+
+    async def scene() -> None:
+        async with World(upstream=Scripted(script)) as world, world.client() as client:
+            assert isinstance(world.upstream, Scripted)
+            for number, raw in enumerate([*answers, *answers]):
+                number %= len(answers)
+                answer = await client.chat(hello(user=str(number)))
+                status = int(raw.split()[1])
+                assert (answer.status, answer.headers.get("x-request-id")) == (status, "r5" if number == 5 else None)
+                if b"chunked" not in raw:
+                    assert answer.body == raw.partition(b"\r\n\r\n")[2]
+            assert {heard.on_connection for heard in world.upstream.heard} == set(range(2 * len(answers)))
+
+    run(scene())

@@ -79,7 +79,7 @@ class Attempt:
         "want_stream",
     )
 
-    def __init__(self, wire: Wire, owner: Owner, hold: Hold, *, want_stream: bool, show_usage: bool) -> None:
+    def __init__(self, wire: Wire, owner: Owner, hold: Hold, want_stream: bool, show_usage: bool) -> None:
         self._wire = wire
         self.owner: Owner | None = owner
         self.hold = hold
@@ -108,7 +108,7 @@ class Attempt:
     def model(self) -> str:
         return self.hold.tab.rung.name
 
-    def start(self, pool: Pool, head: bytes, body: bytes, *, fresh: bool = False) -> None:
+    def start(self, pool: Pool, head: bytes, body: bytes, fresh: bool) -> None:
         """Sends the request, on a kept connection where there is one."""
         connection = None if fresh else pool.take(self._wire.sweeper.now_s)
         if connection is None:
@@ -174,11 +174,11 @@ class Attempt:
     def head(self, status: int, headers: Headers) -> None:
         self._status = status
         self._headers = headers
-        encoding = headers.get(b"content-encoding", b"").strip().lower()
-        if encoding not in _PLAIN:
+        if b"content-encoding" in headers:
+            encoding = headers[b"content-encoding"].strip().lower()
             if encoding in _ZIPPED:
                 self._inflate = zlib.decompressobj(wbits=47)
-            elif status < 400:
+            elif encoding not in _PLAIN and status < 400:
                 self._reject(f"its answer is encoded as {encoding!r}, which was not asked for")
                 return
         if status >= 400:

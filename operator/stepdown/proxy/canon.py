@@ -24,6 +24,7 @@ MARGIN_TOKENS = 256
 """On top of a token a byte: what a chat template adds around the messages."""
 
 _NON_ASCII = bytes(range(0x80, 0x100))
+_BACKSLASH, _COLON = b"\\:"  # as numbers: a search for one byte is twice as fast by its number
 _LOW, _HIGH = -(2**63), 2**64 - 1
 
 _decode = msgspec.json.Decoder().decode
@@ -132,10 +133,10 @@ def plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequ
         max_tokens = parsed.max_completion_tokens
     elif parsed.max_completion_tokens is not UNSET:
         return None
-    if b"\\u003" in body:
+    if body.find(_BACKSLASH) >= 0 and b"\\u003" in body:
         return None
     parsed.model = parsed.max_tokens = parsed.max_completion_tokens = UNSET
-    colons = body.count(b":") - 1 - model.count(":")  # type: ignore[union-attr]
+    colons = body.count(_COLON) - 1 - model.count(":")  # type: ignore[union-attr]
     if max_tokens is not UNSET:
         colons -= 1
     include_usage = stream = False
@@ -156,7 +157,7 @@ def plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequ
         parsed.temperature = temperature
         colons += 1
     rest = _encode(parsed)
-    if rest.count(b":") != colons:  # a key came twice, see `parse`
+    if rest.count(_COLON) != colons:  # a key came twice, see `parse`
         return None
     tokens = len(rest) + MARGIN_TOKENS if rest.isascii() else _tokens(rest)
     n = parsed.n

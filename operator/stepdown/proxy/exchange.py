@@ -88,7 +88,7 @@ class Exchange:
             self._refuse(error, route)
             return
         wire.retries.request()
-        self._admit(None, None)
+        self._admit()
 
     def client_gone(self) -> None:
         """The client has closed its connection: what runs for it is given up, what was sent is still metered."""
@@ -131,14 +131,18 @@ class Exchange:
 
     # Money
 
-    def _admit(self, rungs: Sequence[RungEntry] | None, reason: Reason | None, *, fresh: bool = False) -> None:
+    def _admit(self, rungs: Sequence[RungEntry] | None = None, reason: Reason | None = None, *, fresh: bool = False) -> None:
+        admit = self._wire.till.admit
         try:
-            hold = self._wire.till.admit(self._route, self._class, self._chat.shape, rungs=rungs, reason=reason)
+            if rungs is None:
+                hold = admit(self._route, self._class, self._chat.shape)
+            else:
+                hold = admit(self._route, self._class, self._chat.shape, rungs=rungs, reason=reason)
         except Refused as refused:
             self._no_money(refused)
             return
         if hold is not None:
-            self._send(hold, fresh=fresh)
+            self._send(hold, fresh)
             return
         self._task = self._wire.loop.create_task(self._wait(rungs, reason, fresh))
 
@@ -150,7 +154,7 @@ class Exchange:
             self._no_money(refused)
             return
         self._task = None
-        self._send(hold, fresh=fresh)
+        self._send(hold, fresh)
 
     def _no_money(self, refused: Refused) -> None:
         if self._tried:
@@ -160,7 +164,7 @@ class Exchange:
 
     # The upstream
 
-    def _send(self, hold: Hold, *, fresh: bool) -> None:
+    def _send(self, hold: Hold, fresh: bool) -> None:
         wire = self._wire
         rung = hold.tab.rung
         if wire.breakers.bad and not wire.breakers.closed(rung.name, wire.sweeper.now_s):
@@ -177,8 +181,8 @@ class Exchange:
         if wire.breakers.bad:
             wire.breakers.sent(rung.name)
         chat = self._chat
-        self._attempt = attempt = Attempt(wire, self, hold, want_stream=chat.stream, show_usage=chat.include_usage)
-        attempt.start(way.pool, way.head, chat.body(way.model, way.max_tokens, hold.max_tokens), fresh=fresh)
+        self._attempt = attempt = Attempt(wire, self, hold, chat.stream, chat.include_usage)
+        attempt.start(way.pool, way.head, chat.body(way.model, way.max_tokens, hold.max_tokens), fresh)
         if self._front.is_paused:
             attempt.pause()
 

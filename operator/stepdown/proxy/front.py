@@ -50,7 +50,7 @@ Memo = tuple[bytes, bytes, bytes, bytes, dict[bytes, bytes]]
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 12
 _MAX_MEMOS = 8
-"""A client whose heads differ each time is not remembered for ever."""
+"""So many heads are remembered without one that came again: a client whose heads all differ costs no more."""
 
 
 class Front(asyncio.Protocol):
@@ -177,6 +177,7 @@ class Front(asyncio.Protocol):
         if len(body) != int(digits) or len(body) > self._server.max_body_bytes:
             return False
         self.deadline_s = NEVER
+        self._memos = 0
         self._handle(method, url, headers, body, True, False)
         return True
 

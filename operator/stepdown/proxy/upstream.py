@@ -6,6 +6,7 @@ that it is not sent on a connection that was known to be closed.
 """
 
 import asyncio
+import re
 import select
 import ssl
 from typing import TYPE_CHECKING, Protocol
@@ -31,6 +32,14 @@ _MAX_VALUE_BYTES = 1024
 
 Headers = dict[bytes, bytes]
 """Those of `_READ` that came, by their name in lower case; of one that came twice the last."""
+
+
+Memo = tuple[bytes, bytes, int, Headers]
+"""A head that has been parsed: what is before its content length and behind it; its status, and what was read of it."""
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+_MAX_DIGITS = 12
+_MAX_MEMOS = 8
+"""So many heads are remembered without one that came again: an upstream whose heads all differ (ids) costs no more."""
 
 
 class Sink(Protocol):
@@ -59,6 +68,8 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_in_body",
+        "_memo",
+        "_memos",
         "_parser",
         "_pool",
         "_sink",
@@ -79,6 +90,8 @@ class Connection(asyncio.Protocol):
         """Answers that came whole."""
         self.idle_since_s = 0.0
         self._parser = httptools.HttpResponseParser(self)
+        self._memo: Memo | None = None
+        self._memos = 0
 
     def send(self, sink: Sink, head: bytes, body: bytes) -> None:
         self._sink = sink
@@ -120,7 +133,10 @@ class Connection(asyncio.Protocol):
         if self._sink is None:
             self.transport.abort()  # nobody asked
             return
+        fresh = not self._began
         self._began = True
+        if fresh and self._memo is not None and self._again(self._memo, data):
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -131,6 +147,8 @@ class Connection(asyncio.Protocol):
             return
         sink = self._sink
         if sink is None:
+            if fresh and self._memos < _MAX_MEMOS:
+                self._remember(data)
             return
         if self._in_body:
             sink.fed()
@@ -138,6 +156,44 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
                 self._fail("the head of its answer is too large")
+
+    def _again(self, memo: Memo, data: bytes) -> bool:
+        """Whether this is, in one piece, an answer with the head of an earlier one but for its length; then it is told.
+
+        llhttp has passed that head once, and it is compared byte for byte, so nothing is left to parse but digits.
+        """
+        before, behind, status, headers = memo
+        if not data.startswith(before):
+            return False
+        begin = len(before)
+        end = data.find(b"\r", begin, begin + _MAX_DIGITS + 1)
+        digits = data[begin:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
+            return False
+        body = data[end + len(behind) :]
+        if len(body) != int(digits) or not body:
+            return False
+        self._memos = 0
+        sink = self._sink
+        assert sink is not None
+        sink.head(status, headers)
+        if self._sink is sink:  # else it has had enough, and the connection ends
+            sink.data(body)
+        if self._sink is sink:
+            self._sink = None
+            self.served += 1
+            self._pool.put(self)
+            sink.end()
+        return True
+
+    def _remember(self, data: bytes) -> None:
+        """What came was one answer and nothing else, on a connection that is kept: its head may come again."""
+        self._memos += 1
+        end = data.find(b"\r\n\r\n") + 4
+        found = _LENGTH.search(data, 0, end)
+        if found is not None and len(data) - end == int(found[1]) > 0 and not self.transport.is_closing():
+            status = self._parser.get_status_code()
+            self._memo = (data[: found.start(1)], data[found.end(1) : end], status, self._headers)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
