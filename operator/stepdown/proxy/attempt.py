@@ -221,6 +221,19 @@ class Attempt:
         if self._stream is not None and self.owner is not None:
             self.owner.flush()
 
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self._connection = None
+        if status == 200 and not self.want_stream and b"content-encoding" not in headers:
+            self._status = status
+            self._headers = headers
+            self._answer_plain(body)
+            return
+        self.head(status, headers)
+        if self._active:
+            self.data(body)
+        if self._active:
+            self.end()
+
     def end(self) -> None:
         """The answer is whole."""
         stream = self._stream
@@ -235,7 +248,8 @@ class Attempt:
         elif self._status >= 400:
             self._answer_refusal()
         else:
-            self._answer_plain()
+            parts = self._parts
+            self._answer_plain(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def lost(self, why: str, *, began: bool) -> None:
         """The answer will not come whole."""
@@ -249,10 +263,8 @@ class Attempt:
 
     # Outcomes
 
-    def _answer_plain(self) -> None:
+    def _answer_plain(self, body: bytes) -> None:
         owner, self.owner = self.owner, None
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
         if 200 <= self._status < 300:
             try:
                 usage = answer_usage(body)

@@ -51,6 +51,9 @@ class Sink(Protocol):
         """All that came at once has been told, and the answer is not yet whole."""
 
     def end(self) -> None: ...
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Head, data and end in one: the connection is free again already."""
+
     def lost(self, why: str, *, began: bool) -> None:
         """The answer will not come whole. `began`: some of it had come."""
 
@@ -174,16 +177,11 @@ class Connection(asyncio.Protocol):
         if len(body) != int(digits) or not body:
             return False
         self._memos = 0
-        sink = self._sink
+        sink, self._sink = self._sink, None
         assert sink is not None
-        sink.head(status, headers)
-        if self._sink is sink:  # else it has had enough, and the connection ends
-            sink.data(body)
-        if self._sink is sink:
-            self._sink = None
-            self.served += 1
-            self._pool.put(self)
-            sink.end()
+        self.served += 1
+        self._pool.put(self)
+        sink.whole(status, headers, body)
         return True
 
     def _remember(self, data: bytes) -> None:
