@@ -86,7 +86,7 @@ def parse(body: bytes) -> dict[str, Any]:
 def model_of(parsed: PlainChat | dict[str, Any]) -> str:
     """The route that the client names. Raises BadRequest."""
     if type(parsed) is PlainChat:
-        return parsed.model  # type: ignore[return-value]  # unset only once it has been sent
+        return parsed.model
     assert isinstance(parsed, dict)
     model = parsed.get("model")
     if type(model) is str and model:
@@ -135,8 +135,9 @@ def plain(parsed: PlainChat, body: bytes, temperature: float | None) -> ChatRequ
         return None
     if body.find(_BACKSLASH) >= 0 and b"\\u003" in body:
         return None
-    parsed.model = parsed.max_tokens = parsed.max_completion_tokens = UNSET
-    colons = body.count(_COLON) - 1 - model.count(":")  # type: ignore[union-attr]
+    parsed.max_tokens = parsed.max_completion_tokens = UNSET
+    parsed.model = UNSET  # type: ignore[assignment]  # what is unset is not encoded
+    colons = body.count(_COLON) - 1 - model.count(":")
     if max_tokens is not UNSET:
         colons -= 1
     include_usage = stream = False

@@ -73,7 +73,8 @@ class Exchange:
         route: RouteEntry | None = None
         try:
             parsed = canon.read(body)
-            route, self._class = self._find(canon.model_of(parsed), digest, authorization, header_class)
+            model = parsed.model if type(parsed) is PlainChat else canon.model_of(parsed)
+            route, self._class = self._find(model, digest, authorization, header_class)
             self._route = route
             chat = canon.plain(parsed, body, route.temperature) if type(parsed) is PlainChat else None
             if chat is None:

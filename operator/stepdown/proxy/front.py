@@ -44,8 +44,9 @@ Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
 """Method, path, headers, body, whether the connection is kept, whether it is HTTP/1.0."""
 
 
-Memo = tuple[bytes, bytes, bytes, bytes, dict[bytes, bytes]]
-"""A head that has been parsed: what is before its content length and behind it; its method, path and headers."""
+Memo = tuple[bytes, bytes, bytes, bytes | None, str | None]
+"""The head of a chat completion that has been parsed: what is before its content length and behind it; the client's
+authorization, the digest of its key, and the class that it asks for."""
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
 _MAX_DIGITS = 12
@@ -113,7 +114,7 @@ class Front(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is one by duck's law only
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's does not say that it is one
         wire = self._wire
         wire.connections += 1
         self.deadline_s = wire.sweeper.now_s + wire.limits.headers_s
@@ -165,7 +166,7 @@ class Front(asyncio.Protocol):
         A client sends the same head with each request of a connection. llhttp has passed it once, and it is compared byte for
         byte, so nothing is left to parse but digits.
         """
-        before, behind, method, url, headers = memo
+        before, behind, authorization, digest, header_class = memo
         if self._queue or not data.startswith(before):
             return False
         begin = len(before)
@@ -178,17 +179,22 @@ class Front(asyncio.Protocol):
             return False
         self.deadline_s = NEVER
         self._memos = 0
-        self._handle(method, url, headers, body, True, False)
+        self._keep, self._http10 = True, False
+        self._exchange = exchange = Exchange(self._wire, self)
+        exchange.start(body, digest, authorization, header_class)
         return True
 
     def _remember(self, data: bytes) -> None:
-        """What came was one request and nothing else: its head may come again."""
+        """What came was one chat completion and nothing else: its head may come again."""
         self._memos += 1
         end = data.find(b"\r\n\r\n") + 4
         found = _LENGTH.search(data, 0, end)
-        if found is None or len(data) - end != int(found[1]) or not self._keep or b"expect" in self._headers:
+        headers = self._headers
+        if found is None or len(data) - end != int(found[1]) or not self._keep or b"expect" in headers:
             return
-        self._memo = (data[: found.start(1)], data[found.end(1) : end], self._parser.get_method(), self._url, self._headers)
+        if self._url == CHAT_PATH and self._parser.get_method() == b"POST":
+            before, behind = data[: found.start(1)], data[found.end(1) : end]
+            self._memo = (before, behind, self._auth, self._digest, _class_of(headers))
 
     def eof_received(self) -> None:
         """A client that has closed its half is taken to be gone, as nginx does."""
@@ -288,9 +294,8 @@ class Front(asyncio.Protocol):
             self._wire.answered(status)
             self.reply(status, head, b"" if method == b"HEAD" else answer)
             return
-        header_class = headers.get(b"x-stepdown-class")
         self._exchange = exchange = Exchange(self._wire, self)
-        exchange.start(body, self._digest, authorization, header_class.decode("latin-1") if header_class else None)
+        exchange.start(body, self._digest, authorization, _class_of(headers))
 
     def _next(self) -> None:
         """The next of the pipelined requests."""
@@ -461,6 +466,11 @@ class Front(asyncio.Protocol):
         self.deadline_s = self._wire.sweeper.now_s + self._wire.limits.linger_s
         if transport.can_write_eof():
             transport.write_eof()
+
+
+def _class_of(headers: dict[bytes, bytes]) -> str | None:
+    value = headers.get(b"x-stepdown-class")
+    return value.decode("latin-1") if value else None
 
 
 def _known(name: bytes) -> bytes:

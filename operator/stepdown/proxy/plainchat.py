@@ -29,7 +29,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class PlainChat(msgspec.Struct, forbid_unknown_fields=True):
     """What most chat requests are made of."""
 
-    model: Annotated[str, Meta(min_length=1)] | UnsetType
+    model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[PlainMessage], Meta(min_length=1)]
     max_tokens: _Tokens | UnsetType = UNSET
     max_completion_tokens: _Tokens | UnsetType = UNSET

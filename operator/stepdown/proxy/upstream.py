@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
     # asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's is one by duck's law only
+        self.transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's does not say that it is one
         self._pool.open += 1
 
     def data_received(self, data: bytes) -> None:
