@@ -49,7 +49,7 @@ def nusd_to_usd(nusd: int, *, digits: int | None = None) -> str:
         whole, frac = divmod(nusd, NUSD_PER_USD)
         if frac % _CENT_NUSD == 0:
             return f"{whole}.{frac // _CENT_NUSD:02d}"
-        return f"{whole}.{frac:09d}".rstrip("0")
+        return f"{whole}.{str(NUSD_PER_USD + frac)[1:]}".rstrip("0")
     step = 10 ** (9 - digits)
     whole, frac = divmod((nusd + step // 2) // step, 10**digits)
     return f"{whole}.{frac:0{digits}d}" if digits else f"{whole}"

@@ -110,8 +110,7 @@ class _Connection(asyncio.Protocol):
     # asyncio ----------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's is one by duck's law only
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
