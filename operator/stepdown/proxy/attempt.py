@@ -16,7 +16,6 @@ import asyncio
 import zlib
 from typing import NamedTuple, Protocol
 
-from stepdown.proxy.fit import DRAIN_S
 from stepdown.proxy.hold import Hold, Usage
 from stepdown.proxy.sse import NotJson, Stream, answer_usage, error_message
 from stepdown.proxy.upstream import Connection, Headers, Pool
@@ -88,7 +87,7 @@ class Attempt:
         now_s = wire.sweeper.now_s
         timeout_s = hold.tab.route.timeout_s
         self.deadline_s = now_s + timeout_s
-        self._hard_s = self.deadline_s + min(wire.limits.drain_s, DRAIN_S)
+        self._hard_s = self.deadline_s + wire.drain_s
         """The hold's `until_s`: by then it has ended, whatever the upstream does."""
         self._connection: Connection | None = None
         self._dialing: asyncio.Task[None] | None = None

@@ -313,5 +313,5 @@ class Exchange:
     def _finish(self, status: int) -> None:
         wire = self._wire
         wire.exchanges -= 1
-        wire.answered(status)
+        wire.statuses[status] = wire.statuses.get(status, 0) + 1
         wire.latency.observe(wire.loop.time() - self._began_s)

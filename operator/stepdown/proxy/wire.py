@@ -13,6 +13,7 @@ import msgspec
 from stepdown.proxy.auth import Callers
 from stepdown.proxy.breaker import Breakers, RetryBudget
 from stepdown.proxy.canon import attempt_parts
+from stepdown.proxy.fit import DRAIN_S
 from stepdown.proxy.keys import KeySource
 from stepdown.proxy.metrics import Histogram
 from stepdown.proxy.outbox import Outbox
@@ -123,6 +124,8 @@ class Wire:
         self.till = till
         self.keys = keys
         self.limits = limits
+        self.drain_s = min(limits.drain_s, DRAIN_S)
+        """A request is priced for so long after its timeout, and no longer."""
         self.sweeper = Sweeper(loop)
         self.outbox = Outbox(loop)
         self.breakers = Breakers()
