@@ -111,7 +111,7 @@ class Story:
 
     def answer(self, headers: Any, note: str) -> Answer:
         model, tier, reason = (headers[f"x-stepdown-{name}"] for name in ("model", "tier", "reason"))
-        return Answer(model.replace("?", " "), tier, reason, note)
+        return Answer(model, tier, reason, note)
 
     def run_out(self) -> None:
         """Sends the same long question again and again; a line is printed when the answer changes hands."""
