@@ -8,7 +8,6 @@ anything.
 """
 
 import asyncio
-import re
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from stepdown.proxy.errors import (
     TooSlow,
 )
 from stepdown.proxy.exchange import Exchange
+from stepdown.proxy.heads import MAX_MEMOS, Names, around_length, body_again
 
 if TYPE_CHECKING:
     from stepdown.proxy.server import ProxyServer
@@ -34,9 +34,7 @@ CHAT_PATH = b"/v1/chat/completions"
 _USUAL = (b"authorization", b"content-length", b"host", b"x-stepdown-class")
 _ODD = (b"content-encoding", b"expect", b"transfer-encoding", b"upgrade")
 """The headers that mean something here; all others are not even kept. None may come twice. An odd one needs a closer look."""
-_NAMES: dict[bytes, bytes] = {}
-"""Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
-_MAX_NAMES = 1024
+_NAMES = Names(*_USUAL, *_ODD)
 
 _ODD_SET = frozenset(_ODD)
 
@@ -47,11 +45,6 @@ Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
 Memo = tuple[bytes, bytes, bytes, bytes | None, str | None]
 """The head of a chat completion that has been parsed: what is before its content length and behind it; the client's
 authorization, the digest of its key, and the class that it asks for."""
-
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 12
-_MAX_MEMOS = 8
-"""So many heads are remembered without one that came again: a client whose heads all differ costs no more."""
 
 
 class Front(asyncio.Protocol):
@@ -157,25 +150,16 @@ class Front(asyncio.Protocol):
             return
         if self._partial:
             self._progress(len(data))
-        elif fresh and self._completed == 1 and self._memos < _MAX_MEMOS:
+        elif fresh and self._completed == 1 and self._memos < MAX_MEMOS:
             self._remember(data)
 
     def _again(self, memo: Memo, data: bytes) -> bool:
-        """Whether this is, in one piece, a request with the head of an earlier one but for its length; then it is served.
-
-        A client sends the same head with each request of a connection. llhttp has passed it once, and it is compared byte for
-        byte, so nothing is left to parse but digits.
-        """
+        """Whether this is, in one piece, a request with the head of an earlier one but for its length; then it is served."""
         before, behind, authorization, digest, header_class = memo
-        if self._queue or not data.startswith(before):
+        if self._queue:
             return False
-        begin = len(before)
-        end = data.find(b"\r", begin, begin + _MAX_DIGITS + 1)
-        digits = data[begin:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
-            return False
-        body = data[end + len(behind) :]
-        if len(body) != int(digits) or len(body) > self._server.max_body_bytes:
+        body = body_again(data, before, behind)
+        if body is None or len(body) > self._server.max_body_bytes:
             return False
         self.deadline_s = NEVER
         self._memos = 0
@@ -187,14 +171,12 @@ class Front(asyncio.Protocol):
     def _remember(self, data: bytes) -> None:
         """What came was one chat completion and nothing else: its head may come again."""
         self._memos += 1
-        end = data.find(b"\r\n\r\n") + 4
-        found = _LENGTH.search(data, 0, end)
+        around = around_length(data)
         headers = self._headers
-        if found is None or len(data) - end != int(found[1]) or not self._keep or b"expect" in headers:
+        if around is None or not self._keep or b"expect" in headers:
             return
         if self._url == CHAT_PATH and self._parser.get_method() == b"POST":
-            before, behind = data[: found.start(1)], data[found.end(1) : end]
-            self._memo = (before, behind, self._auth, self._digest, _class_of(headers))
+            self._memo = (*around, self._auth, self._digest, _class_of(headers))
 
     def eof_received(self) -> None:
         """A client that has closed its half is taken to be gone, as nginx does."""
@@ -236,9 +218,7 @@ class Front(asyncio.Protocol):
         self._url = self._url + url if self._url else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        known = _NAMES.get(name)
-        if known is None:
-            known = _known(name)
+        known = _NAMES[name]
         if known:
             if known in self._headers:
                 self._raise(BadRequest(f"the header {known.decode()} came twice", code="bad_framing"))
@@ -471,12 +451,3 @@ class Front(asyncio.Protocol):
 def _class_of(headers: dict[bytes, bytes]) -> str | None:
     value = headers.get(b"x-stepdown-class")
     return value.decode("latin-1") if value else None
-
-
-def _known(name: bytes) -> bytes:
-    """What a header is called here, remembered by its spelling; the memory is bounded."""
-    lower = name.lower()
-    known = lower if lower in _USUAL or lower in _ODD else b""
-    if len(_NAMES) < _MAX_NAMES:
-        _NAMES[name] = known
-    return known

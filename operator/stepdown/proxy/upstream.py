@@ -6,7 +6,6 @@ that it is not sent on a connection that was known to be closed.
 """
 
 import asyncio
-import re
 import select
 import ssl
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from stepdown import __version__
+from stepdown.proxy.heads import MAX_MEMOS, Names, around_length, body_again
 from stepdown.proxy.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ _TRUST_S = 1.0
 _MAX_HEAD_BYTES = 64 * 1024
 _PORTS = {"http": 80, "https": 443}
 _READ = (b"content-type", b"content-encoding", b"content-length", b"transfer-encoding", b"retry-after", b"x-request-id")
-_NAMES: dict[bytes, bytes] = {}
-"""Header names as they are written, and what they are called here; `""` for those that nobody reads. Spellings are few."""
-_MAX_NAMES = 1024
+_NAMES = Names(*_READ)
 _MAX_VALUE_BYTES = 1024
 
 Headers = dict[bytes, bytes]
@@ -36,10 +34,6 @@ Headers = dict[bytes, bytes]
 
 Memo = tuple[bytes, bytes, int, Headers]
 """A head that has been parsed: what is before its content length and behind it; its status, and what was read of it."""
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 12
-_MAX_MEMOS = 8
-"""So many heads are remembered without one that came again: an upstream whose heads all differ (ids) costs no more."""
 
 
 class Sink(Protocol):
@@ -150,7 +144,7 @@ class Connection(asyncio.Protocol):
             return
         sink = self._sink
         if sink is None:
-            if fresh and self._memos < _MAX_MEMOS:
+            if fresh and self._memos < MAX_MEMOS:
                 self._remember(data)
             return
         if self._in_body:
@@ -161,20 +155,10 @@ class Connection(asyncio.Protocol):
                 self._fail("the head of its answer is too large")
 
     def _again(self, memo: Memo, data: bytes) -> bool:
-        """Whether this is, in one piece, an answer with the head of an earlier one but for its length; then it is told.
-
-        llhttp has passed that head once, and it is compared byte for byte, so nothing is left to parse but digits.
-        """
+        """Whether this is, in one piece, an answer with the head of an earlier one but for its length; then it is told."""
         before, behind, status, headers = memo
-        if not data.startswith(before):
-            return False
-        begin = len(before)
-        end = data.find(b"\r", begin, begin + _MAX_DIGITS + 1)
-        digits = data[begin:end]
-        if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
-            return False
-        body = data[end + len(behind) :]
-        if len(body) != int(digits) or not body:
+        body = body_again(data, before, behind)
+        if not body:
             return False
         self._memos = 0
         sink, self._sink = self._sink, None
@@ -187,11 +171,9 @@ class Connection(asyncio.Protocol):
     def _remember(self, data: bytes) -> None:
         """What came was one answer and nothing else, on a connection that is kept: its head may come again."""
         self._memos += 1
-        end = data.find(b"\r\n\r\n") + 4
-        found = _LENGTH.search(data, 0, end)
-        if found is not None and len(data) - end == int(found[1]) > 0 and not self.transport.is_closing():
-            status = self._parser.get_status_code()
-            self._memo = (data[: found.start(1)], data[found.end(1) : end], status, self._headers)
+        around = around_length(data)
+        if around is not None and not data.endswith(around[1]) and not self.transport.is_closing():
+            self._memo = (*around, self._parser.get_status_code(), self._headers)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pool.forget(self)
@@ -206,9 +188,7 @@ class Connection(asyncio.Protocol):
     # httptools
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        known = _NAMES.get(name)
-        if known is None:
-            known = _known(name)
+        known = _NAMES[name]
         if known and len(value) <= _MAX_VALUE_BYTES:
             self._headers[known] = value
 
@@ -246,15 +226,6 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
         if sink is not None:
             sink.lost(why, began=True)
-
-
-def _known(name: bytes) -> bytes:
-    """What a header is called here, remembered by its spelling; the memory is bounded."""
-    lower = name.lower()
-    known = lower if lower in _READ else b""
-    if len(_NAMES) < _MAX_NAMES:
-        _NAMES[name] = known
-    return known
 
 
 class Pool:
