@@ -152,7 +152,7 @@ def test_another_protocol_is_refused_in_words() -> None:
     """Two versions that do not understand each other must say so, not fail to decode."""
 
     async def work(service: SyncService) -> None:
-        with pytest.raises(SyncRefused, match="sync protocol 9 is not spoken here, 1 is"):
+        with pytest.raises(SyncRefused, match="sync protocol 9 is not spoken here, 1, 2 is"):
             await service.sync(request(protocol=9))
 
     run(work)

@@ -3,6 +3,16 @@
 Every number that goes up is cumulative over the life of an instance and only grows, so a message may be lost, repeated or
 reordered; `seq` tells the keeper which of two is the newer. An instance is one proxy process with one write-ahead log.
 For each account and instance: ``available = granted - returned - consumed - reserved`` is what the proxy may still reserve.
+
+Both ends speak two versions and the lower of theirs wins. A message of a version carries nothing that the version does not
+know (what is new has a default, and a default is not written), and a field that is not known is passed over.
+
+* 1: numbers, tickets, config;
+* 2: with `ready` and `keys`, what a proxy says of itself.
+
+    SyncError
+    ├── SyncUnavailable   no answer: the keeper is away, or its ledger cannot write. Nothing has changed; another follows
+    └── SyncRefused       this message is not acceptable, now or later
 """
 
 from typing import Literal
@@ -11,9 +21,26 @@ import msgspec
 
 from stepdown.model.config import Fleet, RequestClass, Shard
 
-PROTOCOL = 1
-SPOKEN = (1,)
-"""Versions of this protocol that this build speaks."""
+PROTOCOL = 2
+SPOKEN = (1, 2)
+"""Versions of this protocol that this build speaks, ascending."""
+
+
+class SyncError(Exception):
+    """There is no answer to this message."""
+
+
+class SyncUnavailable(SyncError):
+    """The keeper did not answer, or its ledger could not be read or written; nothing was granted."""
+
+
+class SyncRefused(SyncError):
+    """The message says what cannot be, or speaks a protocol that the other end does not."""
+
+
+def _newest() -> int:
+    """A default that is written all the same: msgspec leaves out constants only."""
+    return PROTOCOL
 
 
 class LeaseReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +94,8 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
     """Requests served by a model without a price: their cost is not known and counted as 0."""
 
 
-class SyncRequest(msgspec.Struct, frozen=True, kw_only=True):
-    protocol: int = PROTOCOL
+class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    protocol: int = msgspec.field(default_factory=_newest)
     instance: str
     fleet: str
     """`namespace/name` of the RoutingProxy."""
@@ -87,6 +114,10 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Those that have changed since the last acknowledged message."""
     closing: bool = False
     """The instance has drained and will not come back: its leases close at what is consumed."""
+    ready: bool = False
+    """Protocol 2: what the proxy's /readyz answers."""
+    keys: dict[str, bool] = {}
+    """Protocol 2. By channel of the upstream: whether its key is there and can be used."""
 
 
 class LeaseGrant(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,8 +143,8 @@ class AskAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """With -1: what is reserved in flight or idle elsewhere could still make the cheapest rung fit; worth a wait."""
 
 
-class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    protocol: int = PROTOCOL
+class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    protocol: int = msgspec.field(default_factory=_newest)
     seq: int
     """Of the request that this answers."""
     now_s: float

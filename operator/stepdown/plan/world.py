@@ -88,12 +88,16 @@ class RouteTotals:
 
 @dataclass(frozen=True, slots=True)
 class ProxiesSeen:
-    """What one fleet's proxies have reported."""
+    """What one fleet's proxies have reported in the last seconds."""
 
     ready: int
-    """Open instances that sync."""
+    """Those that say that they are ready, as their /readyz does."""
     serving: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
-    """By shard: how many of them have the config of each digest in force."""
+    """By shard: how many of the ready ones have the config of each digest in force."""
+    keys: Mapping[str, bool] = field(default_factory=dict)
+    """By channel of the upstream: False where a proxy says that the channel's key is missing or cannot be used."""
+    pods: int = 0
+    """Those that were heard, ready or not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 import httptools
 import msgspec
 
-from stepdown.model.sync import SyncRequest
-from stepdown.sync.service import SyncRefused, SyncService, SyncUnavailable, check_protocol
+from stepdown.model.sync import SyncRefused, SyncRequest, SyncUnavailable
+from stepdown.sync.service import SyncService, check_protocol
 
 PATH = "/v1/sync"
 MAX_BODY = 32 * 1024 * 1024

@@ -2,10 +2,6 @@
 
 One worker thread has the ledger, so the event loop never waits for a disk. Messages that arrive while a transaction runs share
 the next one (group commit): a thousand asks cost as many fsyncs as there are rounds of the disk, not a thousand.
-
-    SyncError
-    ├── SyncUnavailable   the ledger failed: no answer. A proxy goes on within its leases, and asks again
-    └── SyncRefused       this message is not acceptable, now or later
 """
 
 import asyncio
@@ -21,24 +17,14 @@ from stepdown.ledger import Ledger
 from stepdown.ledger.check import check
 from stepdown.ledger.errors import LedgerError, LedgerRefused
 from stepdown.model.config import SHARDS, Fleet, Shard, digest
-from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncRequest
+from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
+from stepdown.plan.world import ProxiesSeen
+from stepdown.sync.roll import EMPTY_DIGESTS, Roll
 
 T = TypeVar("T")
 
 MAX_BATCH = 256
 """Messages in one transaction, so that the first of a crowd does not wait for all of it."""
-
-
-class SyncError(Exception):
-    """There is no answer to this message."""
-
-
-class SyncUnavailable(SyncError):
-    """The ledger could not be read or written; nothing was granted."""
-
-
-class SyncRefused(SyncError):
-    """The message says what cannot be, or speaks a protocol that this build does not."""
 
 
 class _Config(NamedTuple):
@@ -51,7 +37,6 @@ class _Config(NamedTuple):
 
 
 _EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
-_EMPTY_DIGESTS = tuple(digest(shard) for shard in _EMPTY)
 
 
 class SyncService:
@@ -64,6 +49,10 @@ class SyncService:
         self._waiting: list[tuple[SyncRequest, asyncio.Future[SyncAnswer]]] = []
         self._running: asyncio.Task[None] | None = None
         self._configs: dict[str, _Config] = {}
+        self._roll = Roll()
+        self.changed: Callable[[str], None] = _nothing
+        """Told the fleet whose proxies a plan would judge otherwise now: one came, went, lost a key, or the last of them has
+        the published config."""
 
     # The plan's side --------------------------------------------------------------------------------------------------
 
@@ -82,6 +71,10 @@ class SyncService:
         self._configs[fleet.name] = _Config(fleet, digest(fleet), now, digests)
         self._thread.submit(self._ledger.publish, fleet.name, dict(enumerate(digests)), fleet.lease_horizon_s)
 
+    def proxies(self, now_s: float) -> Mapping[str, ProxiesSeen]:
+        """What the proxies of each fleet last said of themselves. Cheap; the same objects while nothing changes."""
+        return self._roll.proxies(now_s)
+
     async def call(self, work: Callable[[Ledger], T]) -> T:
         """Runs something on the ledger's thread, such as `lambda ledger: ledger.balances(now_s)`. Raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, self._ledger)
@@ -96,8 +89,11 @@ class SyncService:
 
     # The proxies' side ------------------------------------------------------------------------------------------------
 
-    async def sync(self, request: SyncRequest) -> SyncAnswer:
-        """Raises SyncUnavailable or SyncRefused; else the message has been applied durably and whole."""
+    async def sync(self, request: SyncRequest, pod: str = "") -> SyncAnswer:
+        """Raises SyncUnavailable or SyncRefused; else the message has been applied durably and whole.
+
+        `pod`: the UID of the sender's pod, where it has one.
+        """
         check_protocol(request.protocol)
         try:
             check(request)
@@ -107,7 +103,15 @@ class SyncService:
         self._waiting.append((request, future))
         if self._running is None:
             self._running = asyncio.create_task(self._work())
-        return self._with_config(request, await future)
+        answer = await future
+        if answer.verdict == "ok":
+            self._hear(request, pod)
+        return self._with_config(request, answer)
+
+    def _hear(self, request: SyncRequest, pod: str) -> None:
+        config = self._configs.get(request.fleet)
+        if self._roll.hear(request, pod, config.digests if config is not None else EMPTY_DIGESTS, self._clock()):
+            self.changed(request.fleet)
 
     async def _work(self) -> None:
         try:
@@ -142,15 +146,16 @@ class SyncService:
 
     def _with_config(self, request: SyncRequest, answer: SyncAnswer) -> SyncAnswer:
         config = self._configs.get(request.fleet)
+        protocol = min(PROTOCOL, request.protocol)
         if config is None or answer.verdict != "ok" or request.closing:
-            return answer
+            return answer if answer.protocol == protocol else msgspec.structs.replace(answer, protocol=protocol)
         return msgspec.structs.replace(
             answer,
-            protocol=min(PROTOCOL, request.protocol),
+            protocol=protocol,
             fleet=None if request.fleet_digest == config.fleet_digest else config.fleet,
             shards=tuple(
                 shard
-                for shard, current, empty in zip(config.shards, config.digests, _EMPTY_DIGESTS, strict=True)
+                for shard, current, empty in zip(config.shards, config.digests, EMPTY_DIGESTS, strict=True)
                 if (request.digests.get(shard.index) or empty) != current
             ),
         )
@@ -169,3 +174,7 @@ def _fail(batch: list[tuple[SyncRequest, "asyncio.Future[SyncAnswer]"]], error: 
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
+
+
+def _nothing(fleet: str) -> None:
+    """Until somebody wants to be told."""
