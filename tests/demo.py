@@ -17,9 +17,9 @@ import openai
 
 from stepdown.ledger import Ledger
 from stepdown.local.documents import Folder
-from stepdown.local.view import month_days
 from stepdown.local.world import Gatherer
 from stepdown.model.money import nusd_to_usd
+from stepdown.sync.view import month_days
 from tests.e2e.process import RunProcess
 from tests.upstream import SimulatorProcess
 

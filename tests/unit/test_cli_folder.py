@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from stepdown.budget.account import Binding
 from stepdown.cli.app import stepdown
 from stepdown.ledger import Ledger
-from stepdown.local import log
-from stepdown.local.clock import now_s
 from stepdown.model.sync import LeaseReport, SyncRequest
+from stepdown.sync import log
+from stepdown.sync.clock import now_s
 
 SAMPLES = Path(__file__).parents[2] / "manifests" / "samples"
 HEAD = "apiVersion: stepdown.dev/v1alpha1\n"

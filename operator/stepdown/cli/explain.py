@@ -45,8 +45,8 @@ def explain(
     ROUTE is NAME or NAMESPACE/NAME, with :critical or :background if you like, as a client would write it.
     """
     from stepdown.cli.folder import ledger_view, read_folder
-    from stepdown.local.clock import now_s
     from stepdown.plan.plan import make_plan
+    from stepdown.sync.clock import now_s
 
     name, _, suffix = route.partition(":")
     if suffix and suffix not in CLASSES:

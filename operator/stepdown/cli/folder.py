@@ -22,9 +22,9 @@ def read_folder(
     `accepted`: what the ledger remembers of the objects, so that they are what a running `stepdown run` takes them for.
     """
     from stepdown.local.banner import nothing_valid
-    from stepdown.local.clock import now_ns
     from stepdown.local.documents import Folder, FolderMissing
     from stepdown.local.world import Gatherer, NoSuchProxy
+    from stepdown.sync.clock import now_ns
 
     try:
         gatherer = Gatherer(proxy=proxy, environment=os.environ)
@@ -40,8 +40,8 @@ def read_folder(
 def ledger_view(ledger_file: str | None, now_s: float) -> "LedgerView":
     """What the ledger knows: of the file that was named, or of ./stepdown.db where there is one; else of an untouched one."""
     from stepdown.cli.ledger import DEFAULT_FILE, reading
-    from stepdown.local.view import ledger_view as view
     from stepdown.plan.world import LedgerView
+    from stepdown.sync.view import ledger_view as view
 
     if ledger_file is None and not Path(DEFAULT_FILE).exists():
         return LedgerView()

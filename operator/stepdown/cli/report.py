@@ -43,7 +43,7 @@ def savings(
     output: Format, ledger_file: str | None, month: str | None, baseline: str, model: str, roots: tuple[str, ...]
 ) -> None:
     """What the same tokens would have cost on a baseline model."""
-    from stepdown.local.clock import now_s
+    from stepdown.sync.clock import now_s
 
     now = now_s()
     catalog = _catalog(roots, now)

@@ -37,7 +37,7 @@ def status(roots: tuple[str, ...], ledger_file: str | None, proxy: str | None, o
     The ledger may be in use by `stepdown run`. -o yaml prints whole objects.
     """
     from stepdown.cli.folder import ledger_view, read_folder
-    from stepdown.local.clock import now_s
+    from stepdown.sync.clock import now_s
 
     now = now_s()
     view = ledger_view(ledger_file, now)

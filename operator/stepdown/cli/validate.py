@@ -15,9 +15,9 @@ def validate(roots: tuple[str, ...], proxy: str | None, output: Format) -> None:
     from stepdown.cli.folder import read_folder
     from stepdown.local.banner import nothing_valid
     from stepdown.local.check import planned
-    from stepdown.local.clock import now_s
     from stepdown.plan.plan import make_plan
     from stepdown.plan.world import LedgerView
+    from stepdown.sync.clock import now_s
 
     gathered = read_folder(roots, proxy or "", strict=False)
     found = list(planned(make_plan(gathered.world, LedgerView(), now_s()), gathered.places))

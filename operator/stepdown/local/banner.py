@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepdown import __version__
-from stepdown.local import log
 from stepdown.local.engine import Judged
 from stepdown.model.money import nusd_to_usd
+from stepdown.sync import log
 
 NO_WITNESS = "none in local mode: whoever puts back an old copy of the ledger file gets back what was spent since"
 

@@ -9,26 +9,23 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fractions import Fraction
 
 import msgspec
 
-from stepdown.budget.account import Balance, Binding
-from stepdown.budget.verdict import judge
+from stepdown.budget.account import Balance
 from stepdown.ledger.errors import LedgerError
-from stepdown.local import log
 from stepdown.local.check import planned
-from stepdown.local.clock import now_ns, now_s
 from stepdown.local.documents import Folder, FolderMissing, Problem
 from stepdown.local.secrets import ChannelKey
-from stepdown.local.view import accepted_specs
 from stepdown.local.world import IMPLICIT, Gathered, Gatherer, NoSuchProxy
 from stepdown.model.conditions import EVENT_INVALID_SPEC
-from stepdown.model.config import Fleet, account_id
-from stepdown.plan.budgets import BudgetPlan
-from stepdown.plan.world import AcceptedSpec, LedgerView, uid_of
+from stepdown.model.config import Fleet
+from stepdown.plan.world import LedgerView, uid_of
 from stepdown.reconcile import Pass, reconcile
 from stepdown.render.config import FleetConfig
+from stepdown.sync import log
+from stepdown.sync.clock import now_ns, now_s
+from stepdown.sync.keeper import Keeper
 from stepdown.sync.service import SyncService
 
 POLL_S = 0.5
@@ -66,13 +63,11 @@ class Engine:
         """`upstream`: instead of the fleet's baseURL. `keys` is told the channels' keys at every pass."""
         self._folder, self._gatherer, self._service = folder, gatherer, service
         self._upstream, self._tell_keys = upstream, keys
+        self._keeper = Keeper(service, at=self._at)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._changed = asyncio.Event()
-        self._accepted: dict[str, AcceptedSpec] = {}
         self._gathered: Gathered | None = None
         self._made: Pass | None = None
-        self._config: FleetConfig | None = None
-        self._bindings: dict[str, Binding] = {}
         self._said: frozenset[str] = frozenset()
         self._wrong = False
         self._fleet = ""
@@ -87,8 +82,8 @@ class Engine:
 
         Raises NothingValid, NoSuchProxy, FolderMissing or a LedgerError.
         """
-        self._accepted = await self._service.call(accepted_specs)
-        self._gatherer.remember(self._accepted)
+        await self._keeper.start()
+        self._gatherer.remember(self._keeper.accepted)
         judged = await self._judged(reload=True)
         self._fleet = judged.gathered.fleet
         await self._apply(judged)
@@ -126,11 +121,11 @@ class Engine:
     def _judge(self, reload: bool, balances: Mapping[str, Balance], now: float) -> Judged:
         """On the policy thread."""
         if reload or self._gathered is None:
-            self._gathered = self._gatherer.gather(self._folder.load(now_ns()), self._accepted)
+            self._gathered = self._gatherer.gather(self._folder.load(now_ns()), self._keeper.accepted)
         gathered = self._gathered
         if self._fleet and gathered.fleet != self._fleet:
             raise NoSuchProxy(f"the RoutingProxy was {self._fleet} and is now {gathered.fleet}: restart to run that one")
-        made = reconcile(gathered.world, LedgerView(balances, self._accepted), now, self._made)
+        made = reconcile(gathered.world, LedgerView(balances, self._keeper.accepted), now, self._made)
         config = made.configs.get(gathered.fleet)
         if config is None:
             raise NothingValid(_not_served(gathered, made))
@@ -138,45 +133,25 @@ class Engine:
 
     async def _apply(self, judged: Judged) -> None:
         """The ledger first: what is published must be bound, and what is in force must be remembered."""
-        made, config, before = judged.made, judged.config, self._config
-        bindings = {each.account: each for each in made.bindings}
-        if bindings != self._bindings:
-            await self._service.bind(made.bindings)
-            self._bindings = bindings
+        made, config, gathered = judged.made, judged.config, judged.gathered
+        if await self._keeper.bind(made):
             self._changed.set()  # an account may have opened with money spent: judge again by what the ledger says now
-        await self._remember(made, judged.gathered)
-        self._made, self._config = made, config
-        self._tell_keys(judged.gathered.keys)
-        if (
-            before is None
-            or config.fleet is not before.fleet
-            or any(config.shards[i] is not before.shards[i] for i in config.shards)
-        ):
-            self._service.publish(self._at(config.fleet), config.shards)
+        assumed = f"RoutingProxy/{IMPLICIT}" if gathered.implicit else None
+        accept = {uid: each for uid, each in made.accept if uid != assumed}
+        await self._keeper.remember(accept, () if gathered.unreadable else self._keeper.accepted.keys() - _uids(gathered))
+        self._made = made
+        self._tell_keys(gathered.keys)
+        if self._keeper.publish({gathered.fleet: config}):
             self.published()
             self._say_policy(config)
         self._report(judged)
-
-    async def _remember(self, made: Pass, gathered: Gathered) -> None:
-        assumed = f"RoutingProxy/{IMPLICIT}" if gathered.implicit else None
-        kept = {uid: each for uid, each in made.accept if uid != assumed}
-        new = {uid: (each.generation, each.spec_json) for uid, each in kept.items()}
-        gone = [] if gathered.unreadable else sorted(self._accepted.keys() - _uids(gathered))
-        if new or gone:
-            await self._service.call(lambda ledger: ledger.accept(new, gone))
-            self._accepted = {uid: each for uid, each in self._accepted.items() if uid not in gone} | kept
 
     def _at(self, fleet: Fleet) -> Fleet:
         return msgspec.structs.replace(fleet, base_url=self._upstream) if self._upstream else fleet
 
     async def _has_moved(self) -> bool:
-        """Whether money or time alone changes the plan. Cheap: it is asked twice a second."""
         assert self._made is not None
-        now = now_s()
-        if self._made.next_change_s is not None and now >= self._made.next_change_s:
-            return True
-        balances = await self._service.call(lambda ledger: ledger.balances(now))
-        return any(_moved(budget, balances) for budget in self._made.plan.budgets.values())
+        return await self._keeper.has_moved(self._made, now_s())
 
     # What people are told -------------------------------------------------------------------------------------------
 
@@ -208,18 +183,6 @@ class Engine:
         if message not in self._said:
             self._said |= {message}
             log.error(message, event=event)
-
-
-def _moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
-    """Whether a budget stands elsewhere than when it was judged: another step, or its ceiling holds now."""
-    if budget.terms is None or budget.period is None:
-        return False
-    balance = balances.get(account_id(budget.key, budget.period.start_s))
-    if balance is None:
-        return False
-    used = Fraction(balance.spent_nusd + balance.unreconciled_nusd, budget.limit_nusd)
-    known = budget.balance
-    return judge(budget.terms.steps, used) != budget.verdict or known is None or known.enforced != balance.enforced
 
 
 def _uids(gathered: Gathered) -> set[str]:

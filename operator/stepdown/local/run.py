@@ -21,11 +21,9 @@ from typing import Any
 import uvloop
 
 from stepdown.ledger import Ledger
-from stepdown.local import banner, log
-from stepdown.local.clock import now_ns, now_s
+from stepdown.local import banner
 from stepdown.local.documents import Folder
 from stepdown.local.engine import Engine, Judged, NothingValid
-from stepdown.local.log import LogFormat
 from stepdown.local.secrets import ChannelKey
 from stepdown.local.watch import Watcher
 from stepdown.local.workers import Workers, WorkersFailed
@@ -35,6 +33,9 @@ from stepdown.proxy.identity import StateDirBusy
 from stepdown.proxy.keys import clean
 from stepdown.proxy.server import ServerConfig
 from stepdown.proxy.wal import LogUnavailable
+from stepdown.sync import log
+from stepdown.sync.clock import now_ns, now_s
+from stepdown.sync.log import LogFormat
 from stepdown.sync.service import SyncService
 
 INTERRUPTED = 130

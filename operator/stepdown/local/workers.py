@@ -12,8 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stepdown.local import log
 from stepdown.local.secrets import ENVIRONMENT, ChannelKey
+from stepdown.sync import log
 from stepdown.sync.http import SyncServer
 from stepdown.sync.service import SyncService
 

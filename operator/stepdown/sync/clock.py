@@ -1,4 +1,4 @@
-"""The one place where `local` and `cli` read the machine's clock; everything below them takes `now` as a parameter."""
+"""The one place where the shells (`local`, `watch`, `cli`) read the machine's clock; below them `now` is a parameter."""
 
 import time
 

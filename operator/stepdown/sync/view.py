@@ -1,4 +1,4 @@
-"""What the plan wants to know of the ledger, in the plan's words. `run` asks on the ledger's thread, commands on their own."""
+"""What the plan wants to know of the ledger, in the plan's words. Keepers ask on the ledger's thread, commands on their own."""
 
 from collections import Counter
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What `stepdown run` says while it runs: one line an event, for people (logfmt) or machines (JSON). `run` calls this.
+"""What a keeper (`stepdown run`, the operator) says while it runs: one line an event, for people (logfmt) or machines (JSON).
 
 A line has a time, a level, a sentence, and the values in it once more as fields, so that nobody must parse the sentence.
 """

@@ -1,0 +1,91 @@
+"""Puts a pass into force: bound in the ledger, remembered, published. `local.engine` and `watch.engine` call this.
+
+The order is the point. What is published must be bound before, or a proxy could spend from an account that nobody guards; what
+is in force must be remembered, or an object that turns invalid would leave nothing behind. Every step is the same again for the
+same pass, so a keeper that was killed between two of them just does them all.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from fractions import Fraction
+
+from stepdown.budget.account import Balance, Binding
+from stepdown.budget.verdict import judge
+from stepdown.model.config import Fleet, account_id
+from stepdown.plan.budgets import BudgetPlan
+from stepdown.plan.world import AcceptedSpec
+from stepdown.reconcile import Pass
+from stepdown.render.config import FleetConfig
+from stepdown.sync.service import SyncService
+from stepdown.sync.view import accepted_specs
+
+
+class Keeper:
+    """What is in force: bindings, accepted specs and every fleet's config as last published."""
+
+    def __init__(self, service: SyncService, *, at: Callable[[Fleet], Fleet] | None = None) -> None:
+        """`at` may change what a fleet's proxies are told, such as the upstream."""
+        self._service, self._at = service, at or _as_it_is
+        self._bindings: dict[str, Binding] | None = None
+        self._published: dict[str, FleetConfig] = {}
+        self.accepted: Mapping[str, AcceptedSpec] = {}
+        """What the ledger keeps, by UID: an input of the next pass."""
+
+    async def start(self) -> None:
+        """Reads what was in force before. Raises a LedgerError."""
+        self.accepted = await self._service.call(accepted_specs)
+
+    async def bind(self, made: Pass) -> bool:
+        """First. True: accounts changed, and may have opened with money spent: judge again by what the ledger says now."""
+        bindings = {each.account: each for each in made.bindings}
+        if bindings == self._bindings:
+            return False
+        await self._service.bind(made.bindings)
+        self._bindings = bindings
+        return True
+
+    async def remember(self, accept: Mapping[str, AcceptedSpec], gone: Collection[str] = ()) -> None:
+        """Second: keeps what is in force now, and forgets objects that are gone."""
+        gone = sorted(gone)
+        if accept or gone:
+            new = {uid: (each.generation, each.spec_json) for uid, each in accept.items()}
+            await self._service.call(lambda ledger: ledger.accept(new, gone))
+            forgotten = frozenset(gone)
+            self.accepted = {uid: each for uid, each in self.accepted.items() if uid not in forgotten} | dict(accept)
+
+    def publish(self, configs: Mapping[str, FleetConfig]) -> tuple[str, ...]:
+        """Last: the fleets whose proxies have something new to fetch."""
+        changed = []
+        for name, config in configs.items():
+            before = self._published.get(name)
+            if before is None or config.fleet is not before.fleet or _differ(config, before):
+                self._service.publish(self._at(config.fleet), config.shards)
+                changed.append(name)
+            self._published[name] = config
+        return tuple(changed)
+
+    async def has_moved(self, made: Pass, now_s: float) -> bool:
+        """Whether money or time alone changes the plan. Cheap: it is asked several times a second."""
+        if made.next_change_s is not None and now_s >= made.next_change_s:
+            return True
+        balances = await self._service.call(lambda ledger: ledger.balances(now_s))
+        return any(moved(budget, balances) for budget in made.plan.budgets.values())
+
+
+def moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
+    """Whether a budget stands elsewhere than when it was judged: another step, or its ceiling holds now."""
+    if budget.terms is None or budget.period is None:
+        return False
+    balance = balances.get(account_id(budget.key, budget.period.start_s))
+    if balance is None:
+        return False
+    used = Fraction(balance.spent_nusd + balance.unreconciled_nusd, budget.limit_nusd)
+    known = budget.balance
+    return judge(budget.terms.steps, used) != budget.verdict or known is None or known.enforced != balance.enforced
+
+
+def _differ(config: FleetConfig, before: FleetConfig) -> bool:
+    return any(config.shards[index] is not before.shards[index] for index in config.shards)
+
+
+def _as_it_is(fleet: Fleet) -> Fleet:
+    return fleet
