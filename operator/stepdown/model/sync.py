@@ -15,6 +15,7 @@ know (what is new has a default, and a default is not written), and a field that
     └── SyncRefused       this message is not acceptable, now or later
 """
 
+import hashlib
 from typing import Literal
 
 import msgspec
@@ -36,6 +37,11 @@ class SyncUnavailable(SyncError):
 
 class SyncRefused(SyncError):
     """The message says what cannot be, or speaks a protocol that the other end does not."""
+
+
+def pod_mark(pod_uid: str) -> str:
+    """What the id of an instance in a pod begins with, before a dot: another pod cannot take it for its own."""
+    return hashlib.sha256(pod_uid.encode()).hexdigest()[:12]
 
 
 def _newest() -> int:

@@ -1,8 +1,7 @@
 """Sync over HTTP/1.1 on a Unix socket, for proxies that run in processes of their own. `local` starts it with `--workers`.
 
-`POST /v1/sync` with a `SyncRequest` as JSON is answered 200 with a `SyncAnswer`; 400 when the message is not acceptable (do
-not send it again), 503 when the ledger is not available (do), both with `{"error": {"code", "message"}}`. The socket has mode
-0600: who may open it is the user who runs the keeper. A connection's messages are answered one after the other.
+`sync.message` says what a message is and what it is answered. The socket has mode 0600: who may open it is the user who runs
+the keeper. A connection's messages are answered one after the other.
 """
 
 import asyncio
@@ -14,14 +13,9 @@ from collections import deque
 from pathlib import Path
 
 import httptools
-import msgspec
 
-from stepdown.model.sync import SyncRefused, SyncRequest, SyncUnavailable
-from stepdown.sync.service import SyncService, check_protocol
-
-PATH = "/v1/sync"
-MAX_BODY = 32 * 1024 * 1024
-"""A proxy with thousands of routes reports all of its counters in its first message."""
+from stepdown.sync.message import MAX_BODY, answered, error, misplaced, too_large
+from stepdown.sync.service import SyncService
 
 MAX_QUEUED = 16
 """Messages that one connection may send ahead."""
@@ -38,17 +32,6 @@ _REASONS = {
 
 class SocketInUse(Exception):
     """Another process answers on the socket, or the path is something else."""
-
-
-class _Protocol(msgspec.Struct):
-    """What every version of a message has."""
-
-    protocol: int = 0
-
-
-_DECODER = msgspec.json.Decoder(SyncRequest)
-_PROTOCOL = msgspec.json.Decoder(_Protocol)
-_ENCODER = msgspec.json.Encoder()
 
 
 class SyncServer:
@@ -122,8 +105,8 @@ class _Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._refuse(400, "bad_request", f"not HTTP/1.1: {error}")
+        except httptools.HttpParserError as broken:
+            self._refuse(400, error("bad_request", f"not HTTP/1.1: {broken}"))
 
     async def finish(self) -> None:
         if self._worker is not None:
@@ -144,7 +127,7 @@ class _Connection(asyncio.Protocol):
         if self._size <= MAX_BODY:
             self._body.append(body)
         elif not self._ending:
-            self._refuse(413, "too_large", f"a sync message has at most {MAX_BODY} bytes")
+            self._refuse(*too_large())
 
     def on_message_complete(self) -> None:
         if self._ending:
@@ -163,25 +146,14 @@ class _Connection(asyncio.Protocol):
             method, url, body, keep_alive = self._queue.popleft()
             if self._transport is not None and not self._ending:
                 self._transport.resume_reading()
-            status, payload = await self._answer(method, url, body)
+            wrong = misplaced(method.decode("latin-1"), url.decode("latin-1"))
+            status, payload = wrong or await answered(self._service, body)
             self._write(status, payload, keep_alive=keep_alive)
         self._worker = None
 
-    async def _answer(self, method: bytes, url: bytes, body: bytes) -> tuple[int, bytes]:
-        if url.partition(b"?")[0] != PATH.encode():
-            return 404, _error("not_found", f"only {PATH} is here")
-        if method != b"POST":
-            return 405, _error("method_not_allowed", f"{PATH} takes POST")
-        try:
-            return 200, _ENCODER.encode(await self._service.sync(_decoded(body)))
-        except SyncRefused as error:
-            return 400, _error("refused", str(error))
-        except SyncUnavailable as error:
-            return 503, _error("ledger_unavailable", str(error))
-
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, status: int, payload: bytes) -> None:
         self._ending = True
-        self._write(status, _error(code, message), keep_alive=False)
+        self._write(status, payload, keep_alive=False)
 
     def _write(self, status: int, payload: bytes, *, keep_alive: bool) -> None:
         if self._transport is None:
@@ -194,20 +166,3 @@ class _Connection(asyncio.Protocol):
         if not keep_alive:
             self._ending = True
             self._transport.close()
-
-
-def _decoded(body: bytes) -> SyncRequest:
-    """The protocol comes first: a message of another one may not decode, and then its version is the news."""
-    try:
-        protocol = _PROTOCOL.decode(body).protocol
-    except msgspec.MsgspecError as error:
-        raise SyncRefused(f"not a sync message: {error}") from error
-    check_protocol(protocol)
-    try:
-        return _DECODER.decode(body)
-    except msgspec.MsgspecError as error:
-        raise SyncRefused(f"not a sync message of protocol {protocol}: {error}") from error
-
-
-def _error(code: str, message: str) -> bytes:
-    return _ENCODER.encode({"error": {"code": code, "message": message}})

@@ -6,9 +6,7 @@ from datetime import timedelta
 from stepdown.budget.months import day_of, instant
 from stepdown.ledger import Ledger
 from stepdown.plan.world import AcceptedSpec, LedgerView, ProxiesSeen, RouteTotals
-
-HEARD_S = 10.0
-"""A proxy that syncs once a second and was not heard for so long is not ready."""
+from stepdown.sync.roll import HEARD_S
 
 
 def accepted_specs(ledger: Ledger) -> dict[str, AcceptedSpec]:
@@ -33,9 +31,9 @@ def ledger_view(ledger: Ledger, now_s: float) -> LedgerView:
 
 
 def proxies_seen(ledger: Ledger, now_s: float) -> dict[str, ProxiesSeen]:
-    """By fleet: how many proxies have been heard of in the last seconds."""
+    """By fleet: how many proxies have been heard of in the last seconds. What they said of themselves, their keeper knows."""
     heard = Counter(each.fleet for each in ledger.instances() if each.state == "open" and now_s - each.last_s < HEARD_S)
-    return {fleet: ProxiesSeen(count) for fleet, count in heard.items()}
+    return {fleet: ProxiesSeen(count, pods=count) for fleet, count in heard.items()}
 
 
 def month_days(now_s: float) -> tuple[int, int]:
