@@ -19,6 +19,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.upstream", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="an address of this machine that pods of its own cluster reach")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", choices=("typical", "worst"), default="typical", help="worst: a token for every byte")
@@ -45,6 +46,7 @@ def _arguments() -> argparse.Namespace:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     simulator = Simulator(
+        host=arguments.host,
         port=arguments.port,
         model=Model(
             rule=arguments.tokens,

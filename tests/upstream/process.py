@@ -30,7 +30,8 @@ class SimulatorProcess:
             self._process.kill()
             raise RuntimeError(f"the simulator did not start: {line!r}")
         self.url = line.removeprefix("listening on ").strip()
-        self.port = int(self.url.rpartition(":")[2].partition("/")[0])
+        self._host, _, rest = self.url.removeprefix("http://").partition(":")
+        self.port = int(rest.partition("/")[0])
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -72,7 +73,7 @@ class SimulatorProcess:
         self._call("POST", "/_reset")
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_START_S)
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=_START_S)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), {"connection": "close"})
             response = connection.getresponse()

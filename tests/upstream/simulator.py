@@ -38,11 +38,12 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class Simulator:
-    """A server on 127.0.0.1 in the running event loop. `keep` bounds log and bill lines (None: all; 0: totals only)."""
+    """A server in the running event loop. `keep` bounds log and bill lines (None: all; 0: totals only)."""
 
     def __init__(
         self,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         model: Model | None = None,
         latencies_s: Iterable[float] = (),
@@ -53,7 +54,7 @@ class Simulator:
         prices: Mapping[str, Price | None] | None = None,
         keep: int | None = None,
     ) -> None:
-        self._port = port
+        self._host, self._port = host, port
         self._model = model or Model()
         self.latencies_s = tuple(latencies_s) or (0.0,)
         """Before the first byte of an answer, in turn. May be changed between requests."""
@@ -83,7 +84,7 @@ class Simulator:
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), "127.0.0.1", self._port, backlog=1024
+            lambda: Connection(self), self._host, self._port, backlog=1024
         )
         self._port = self._server.sockets[0].getsockname()[1]
         return self
@@ -101,7 +102,7 @@ class Simulator:
     @property
     def url(self) -> str:
         """The base URL, as a RoutingProxy's `upstream.baseURL` names it."""
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://{self._host}:{self._port}/v1"
 
     @property
     def connections(self) -> int:
