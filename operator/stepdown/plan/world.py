@@ -39,6 +39,20 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetSeen:
+    """What the cluster has of one fleet: its Deployment's status, and what of the fleet could not be applied."""
+
+    replicas: int = 0
+    """Pods that exist."""
+    ready_replicas: int = 0
+    """Pods that are ready."""
+    updated_replicas: int = 0
+    """Pods by the Deployment's newest template."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """By object, as `Deployment shop/stepdown-default`: what the API server said instead of applying it."""
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """Every object of ours, as listed with success. (Unknown is never empty: a shell that could not list makes no World.)"""
 
@@ -56,6 +70,10 @@ class World:
     """Where a budget may use namespaceSelector."""
     allowed_upstreams: tuple[str, ...] = ("https://global-apis.com/v1",)
     """Base URLs that a RoutingProxy may name; `*` allows any (`stepdown run`: the person at the machine decides)."""
+    fleet_namespaces: tuple[str, ...] = ("*",)
+    """Where the operator may make the objects of a RoutingProxy; `*`: everywhere."""
+    fleets: Mapping[str, FleetSeen] = field(default_factory=dict)
+    """By RoutingProxy (`namespace/name`): what the cluster has of it. Missing: not known, or there is no cluster."""
 
     def labels_of(self, namespace: str) -> dict[str, str]:
         return {"kubernetes.io/metadata.name": namespace, **self.namespace_labels.get(namespace, {})}

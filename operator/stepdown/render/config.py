@@ -4,7 +4,7 @@ A route, a shard and a digest are made anew only when what they are made from ch
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from stepdown.model.config import (
@@ -40,6 +40,18 @@ class Placed:
     shard: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One shard as a ConfigMap holds it (`render.files`)."""
+
+    digest: str
+    name: str
+    """Empty: it is too large for any ConfigMap."""
+    text: str = ""
+    packed: str = ""
+    """Compressed, in Base64: instead of `text`."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FleetConfig:
     """All that one fleet's proxies get."""
@@ -53,6 +65,8 @@ class FleetConfig:
     """By route; for the next rendering."""
     models: dict[str, Model]
     """By the id that the upstream is asked for: every model of the market that was rendered so far."""
+    files: dict[int, ShardFile] = field(default_factory=dict)
+    """By shard: those that were asked for so far."""
 
 
 def render(plan: Plan, previous: Mapping[str, FleetConfig]) -> dict[str, FleetConfig]:
@@ -152,7 +166,7 @@ def _render(
     fleet = previous.fleet if previous is not None and same_market else fleet_config(market)
     if previous is not None and same_market and digests == previous.digests:
         shards, digests = previous.shards, previous.digests  # the very same, so that a shell sees at once: nothing to publish
-    return FleetConfig(fleet, shards, digests, market, placed, models)
+    return FleetConfig(fleet, shards, digests, market, placed, models, previous.files if previous is not None else {})
 
 
 def _place(routes: list[RoutePlan], previous: FleetConfig | None) -> dict[str, Placed]:
