@@ -20,12 +20,12 @@ from stepdown.local.secrets import ChannelKey
 from stepdown.local.world import IMPLICIT, Gathered, Gatherer, NoSuchProxy
 from stepdown.model.conditions import EVENT_INVALID_SPEC
 from stepdown.model.config import Fleet
-from stepdown.plan.world import LedgerView, uid_of
+from stepdown.plan.world import LedgerView
 from stepdown.reconcile import Pass, reconcile
 from stepdown.render.config import FleetConfig
 from stepdown.sync import log
 from stepdown.sync.clock import now_ns, now_s
-from stepdown.sync.keeper import Keeper
+from stepdown.sync.keeper import Keeper, gone, moved
 from stepdown.sync.service import SyncService
 
 POLL_S = 0.5
@@ -138,7 +138,7 @@ class Engine:
             self._changed.set()  # an account may have opened with money spent: judge again by what the ledger says now
         assumed = f"RoutingProxy/{IMPLICIT}" if gathered.implicit else None
         accept = {uid: each for uid, each in made.accept if uid != assumed}
-        await self._keeper.remember(accept, () if gathered.unreadable else self._keeper.accepted.keys() - _uids(gathered))
+        await self._keeper.remember(accept, () if gathered.unreadable else gone(self._keeper.accepted, made.plan))
         self._made = made
         self._tell_keys(gathered.keys)
         if self._keeper.publish({gathered.fleet: config}):
@@ -150,8 +150,12 @@ class Engine:
         return msgspec.structs.replace(fleet, base_url=self._upstream) if self._upstream else fleet
 
     async def _has_moved(self) -> bool:
+        """Whether money or time alone changes the plan. Cheap: it is asked twice a second."""
         assert self._made is not None
-        return await self._keeper.has_moved(self._made, now_s())
+        now = now_s()
+        if self._made.next_change_s is not None and now >= self._made.next_change_s:
+            return True
+        return moved(self._made.plan, await self._service.call(lambda ledger: ledger.balances(now)))
 
     # What people are told -------------------------------------------------------------------------------------------
 
@@ -183,12 +187,6 @@ class Engine:
         if message not in self._said:
             self._said |= {message}
             log.error(message, event=event)
-
-
-def _uids(gathered: Gathered) -> set[str]:
-    world = gathered.world
-    kinds = (world.routes, world.budgets, world.proxies, world.catalogs, world.invalid)
-    return {uid_of(each) for kind in kinds for each in kind}
 
 
 def _not_served(gathered: Gathered, made: Pass) -> str:

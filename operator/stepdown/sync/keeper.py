@@ -12,7 +12,8 @@ from stepdown.budget.account import Balance, Binding
 from stepdown.budget.verdict import judge
 from stepdown.model.config import Fleet, account_id
 from stepdown.plan.budgets import BudgetPlan
-from stepdown.plan.world import AcceptedSpec
+from stepdown.plan.plan import Plan
+from stepdown.plan.world import AcceptedSpec, uid_of
 from stepdown.reconcile import Pass
 from stepdown.render.config import FleetConfig
 from stepdown.sync.service import SyncService
@@ -63,16 +64,24 @@ class Keeper:
             self._published[name] = config
         return tuple(changed)
 
-    async def has_moved(self, made: Pass, now_s: float) -> bool:
-        """Whether money or time alone changes the plan. Cheap: it is asked several times a second."""
-        if made.next_change_s is not None and now_s >= made.next_change_s:
-            return True
-        balances = await self._service.call(lambda ledger: ledger.balances(now_s))
-        return any(moved(budget, balances) for budget in made.plan.budgets.values())
+
+def moved(plan: Plan, balances: Mapping[str, Balance]) -> bool:
+    """Whether some budget stands elsewhere than when it was judged: at another step, or its ceiling holds now."""
+    return any(_moved(budget, balances) for budget in plan.budgets.values())
 
 
-def moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
-    """Whether a budget stands elsewhere than when it was judged: another step, or its ceiling holds now."""
+def gone(accepted: Mapping[str, AcceptedSpec], plan: Plan) -> set[str]:
+    """What need not be remembered any more: specs of objects that are gone, but not of a catalog that a fleet still names."""
+    world = plan.world
+    kinds = (world.routes, world.budgets, world.proxies, world.catalogs, world.invalid)
+    here = {uid_of(each) for kind in kinds for each in kind}
+    for fleet in plan.fleets.values():
+        if fleet.spec is not None:
+            here |= {f"ModelCatalog/{ref.name}" for ref in fleet.spec.catalog_refs}
+    return accepted.keys() - here
+
+
+def _moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
     if budget.terms is None or budget.period is None:
         return False
     balance = balances.get(account_id(budget.key, budget.period.start_s))

@@ -16,8 +16,14 @@ def accepted_specs(ledger: Ledger) -> dict[str, AcceptedSpec]:
 
 def ledger_view(ledger: Ledger, now_s: float) -> LedgerView:
     """All of it, the routes' traffic of the current month in UTC included."""
+    balances = ledger.balances(now_s, ended=True)
+    return LedgerView(balances, accepted_specs(ledger), route_totals(ledger, now_s), proxies_seen(ledger, now_s))
+
+
+def route_totals(ledger: Ledger, now_s: float) -> dict[str, RouteTotals]:
+    """By route: its traffic in the current month in UTC."""
     first, last = month_days(now_s)
-    totals = {
+    return {
         route: RouteTotals(
             requests=each.requests,
             successes=each.successes,
@@ -27,7 +33,6 @@ def ledger_view(ledger: Ledger, now_s: float) -> LedgerView:
         )
         for route, each in ledger.route_totals(first, last).items()
     }
-    return LedgerView(ledger.balances(now_s, ended=True), accepted_specs(ledger), totals, proxies_seen(ledger, now_s))
 
 
 def proxies_seen(ledger: Ledger, now_s: float) -> dict[str, ProxiesSeen]:

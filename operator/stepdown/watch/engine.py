@@ -1,0 +1,187 @@
+"""Keeps every fleet's config what the objects and the money say. `run` starts it once this process leads and has listed all.
+
+One pass over everything, level-triggered: what there is counts, not what happened, so a lost event costs one resync at most.
+Whoever knows of a change sets a flag (`wake`); all that comes within a few milliseconds shares a pass, and a pass judges only
+what changed. Then, in this order: bind in the ledger, remember, publish to the proxies; children, statuses and Events follow
+behind, each at its own pace, because the API server may be slow or away and proxies must not wait for it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from stepdown.budget.account import Balance
+from stepdown.ledger.errors import LedgerError
+from stepdown.plan.plan import Plan
+from stepdown.plan.world import LedgerView, ProxiesSeen, RouteTotals, World
+from stepdown.reconcile import Pass, reconcile
+from stepdown.sync import log
+from stepdown.sync.clock import now_s
+from stepdown.sync.keeper import Keeper, gone, moved
+from stepdown.sync.service import SyncService
+from stepdown.sync.view import route_totals
+from stepdown.watch.store import Store
+
+COALESCE_S = 0.02
+"""Changes that come together are judged together."""
+TICK_S = 0.25
+"""How often balances are looked at: a step is in force this long after the ledger reached it, at most."""
+REFRESH_S = 10.0
+"""How often money that moved within its step is put into statuses."""
+TOTALS_S = 30.0
+"""How often the routes' traffic is read; statuses show it once a minute."""
+RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the operator's administrator decides about every world."""
+
+    operator_namespace: str
+    allowed_upstreams: tuple[str, ...]
+    fleet_namespaces: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What `/metrics` shows of the engine."""
+
+    passes: int = 0
+    failures: int = 0
+    last_s: float = 0.0
+    """How long the last pass took."""
+    waiting: int = 0
+    """1 while a change waits for its pass."""
+
+
+class Engine:
+    """The loop. `run` until cancelled."""
+
+    def __init__(self, store: Store, keeper: Keeper, service: SyncService, rules: Rules) -> None:
+        self._store, self._keeper, self._service, self._rules = store, keeper, service, rules
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
+        self._woken = asyncio.Event()
+        self._totals: Mapping[str, RouteTotals] = {}
+        self._totals_s = float("-inf")
+        self._balances: Mapping[str, Balance] = {}
+        self._judged_s = 0.0
+        self._proxies: Mapping[str, ProxiesSeen] = {}
+        self._wrong = ""
+        self.made: Pass | None = None
+        """The last pass that is in force."""
+        self.numbers = Numbers()
+        self.done: Callable[[Pass, Pass | None], None] = _nothing
+        """Told each pass that has been published, and the one before it."""
+        self.took: Callable[[float], None] = lambda seconds: None
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        self.numbers.waiting = 1
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises what it cannot live with, such as a ledger that another leader has taken."""
+        failed = 0
+        while True:
+            try:
+                if await self._due():
+                    await self._pass()
+                failed, self._wrong = 0, ""
+            except LedgerError as error:
+                failed += 1
+                self.numbers.failures += 1
+                self._say_once(f"the ledger: {error}. What is in force stays in force until it works again")
+                await asyncio.sleep(RETRY_S[min(failed, len(RETRY_S)) - 1])
+                self._woken.set()
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    # When ------------------------------------------------------------------------------------------------------------
+
+    async def _due(self) -> bool:
+        """Waits for a flag, or for one tick; whether there is something to judge."""
+        try:
+            async with asyncio.timeout(TICK_S):
+                await self._woken.wait()
+        except TimeoutError:
+            return self.made is not None and await self._moved(self.made)
+        await asyncio.sleep(COALESCE_S)
+        return True
+
+    async def _moved(self, made: Pass) -> bool:
+        """Whether money, time or the proxies change what the last pass said."""
+        now = now_s()
+        if (made.next_change_s is not None and now >= made.next_change_s) or self._service.proxies(now) != self._proxies:
+            return True
+        balances = await self._service.call(lambda ledger: ledger.balances(now))
+        if moved(made.plan, balances):
+            return True
+        if now - self._judged_s < REFRESH_S:
+            return False
+        return any(self._balances.get(account) != balance for account, balance in balances.items())
+
+    # What ------------------------------------------------------------------------------------------------------------
+
+    async def _pass(self) -> None:
+        self._woken.clear()
+        self.numbers.waiting = 0
+        began_s = time.monotonic()
+        now = now_s()
+        proxies = self._service.proxies(now)
+        world = self._world(proxies)
+        if world is None:
+            return
+        balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
+        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), proxies)
+        before = self.made
+        made = await asyncio.get_running_loop().run_in_executor(self._thread, reconcile, world, view, now, before)
+        if await self._keeper.bind(made):
+            self.wake()  # an account may have opened with money spent
+        await self._keeper.remember(dict(made.accept), gone(self._keeper.accepted, made.plan))
+        self._keeper.publish(made.configs)
+        self.made, self._balances, self._proxies, self._judged_s = made, balances, proxies, now
+        self.numbers.passes += 1
+        self.numbers.last_s = time.monotonic() - began_s
+        self.took(self.numbers.last_s)
+        self.done(made, before)
+
+    def _world(self, proxies: Mapping[str, ProxiesSeen]) -> World | None:
+        return self._store.world(
+            operator_namespace=self._rules.operator_namespace,
+            allowed_upstreams=self._rules.allowed_upstreams,
+            fleet_namespaces=self._rules.fleet_namespaces,
+            secrets=secrets_seen(self.made.plan, proxies) if self.made is not None else {},
+        )
+
+    async def _route_totals(self, now: float) -> Mapping[str, RouteTotals]:
+        if now - self._totals_s >= TOTALS_S:
+            self._totals = await self._service.call(lambda ledger: route_totals(ledger, now))
+            self._totals_s = now
+        return self._totals
+
+    def _say_once(self, message: str) -> None:
+        if message != self._wrong:
+            self._wrong = message
+            log.error(message, event="ledger")
+
+
+def secrets_seen(plan: Plan, proxies: Mapping[str, ProxiesSeen]) -> dict[str, bool | None]:
+    """Whether proxies see each Secret that a channel names, by `namespace/name`: the operator may read none itself."""
+    found: dict[str, bool | None] = {}
+    for key, fleet in plan.fleets.items():
+        seen = proxies.get(key)
+        if fleet.spec is None or seen is None:
+            continue
+        for channel in fleet.spec.upstream.channels:
+            there = seen.keys.get(channel.name)
+            if there is not None:
+                secret = f"{fleet.source.namespace}/{channel.api_key_secret_ref.name}"
+                found[secret] = there and found.get(secret) is not False
+    return found
+
+
+def _nothing(made: Pass, before: Pass | None) -> None:
+    """Until somebody wants to be told."""

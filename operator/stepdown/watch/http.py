@@ -1,0 +1,105 @@
+"""The operator's plain HTTP: health, metrics, and what it knows, to read. `run` starts it; the kubelet, Prometheus and
+kubectl's plugin ask it. Nothing here changes anything, and nothing here is secret: names, states and sums.
+
+    /healthz        the event loop turns
+    /readyz         this process does what it should: it leads and has published a config, or it follows
+    /metrics        Prometheus
+    /v1/status      balances, routes' traffic, proxies, the ledger's instances: what `stepdown status` and `explain` need
+    /v1/counters    ?since_day=&until_day= traffic by route, model, class and day: what `stepdown report` needs
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from stepdown.ledger.errors import LedgerError
+from stepdown.watch.metrics import CONTENT_TYPE
+
+_MAX_DAYS = 3660
+
+
+class Views:
+    """What is asked of the process."""
+
+    def __init__(
+        self,
+        *,
+        ready: Callable[[], str],
+        metrics: Callable[[], Awaitable[bytes]],
+        status: Callable[[], Awaitable[Any]],
+        counters: Callable[[int, int], Awaitable[Any]],
+    ) -> None:
+        """`ready`: why not, or nothing. `status` and `counters` give None where this process does not lead."""
+        self.ready, self.metrics, self.status, self.counters = ready, metrics, status, counters
+
+
+class HttpServer:
+    """The listening socket."""
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        """Raises OSError when the address cannot be listened on."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/counters", self._counters)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+
+    @property
+    def port(self) -> int:
+        assert self._runner is not None
+        return int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        why_not = self._views.ready()
+        return web.Response(text=f"{why_not or 'ok'}\n", status=503 if why_not else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=await self._views.metrics(), headers={"content-type": CONTENT_TYPE})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return await _json(self._views.status())
+
+    async def _counters(self, request: web.Request) -> web.Response:
+        try:
+            since, until = int(request.query["since_day"]), int(request.query["until_day"])
+        except (KeyError, ValueError):
+            return _error(
+                400, "since_day and until_day are whole days since 1970-01-01, such as ?since_day=20760&until_day=20790"
+            )
+        if not 0 <= until - since <= _MAX_DAYS:
+            return _error(400, f"until_day is {until}, since_day {since}: ask for 0 to {_MAX_DAYS} days, the later one last")
+        return await _json(self._views.counters(since, until))
+
+
+async def _json(answer: Awaitable[Any]) -> web.Response:
+    try:
+        found = await answer
+    except LedgerError as error:
+        return _error(503, f"the ledger: {error}")
+    if found is None:
+        return _error(503, "this operator does not lead, or has not listed everything yet: ask the one that does, or again")
+    body = await asyncio.to_thread(msgspec.json.encode, found)
+    return web.Response(body=body, content_type="application/json")
+
+
+def _error(status: int, message: str) -> web.Response:
+    body = msgspec.json.encode({"error": {"message": message}})
+    return web.Response(body=body, status=status, content_type="application/json")

@@ -1,0 +1,113 @@
+"""What `/metrics` shows of the operator, in Prometheus' format. `http` serves it; the parts of the process count here.
+
+Money is read from the ledger at each scrape, so it is live where statuses are coarse. A budget is a label, a route is not:
+there may be ten thousand of them, and the proxies have their own metrics.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from stepdown.budget.account import Balance
+from stepdown.model.config import account_id
+from stepdown.reconcile import Pass
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_NUSD = 1_000_000_000
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """One process's."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._money = _Money()
+        self._registry.register(self._money)
+        registry = self._registry
+        self.leader = Gauge("stepdown_leader", "1 while this process leads.", registry=registry)
+        self.listed = Gauge("stepdown_objects", "Objects as last seen.", ["kind"], registry=registry)
+        self.reconcile = Histogram(
+            "stepdown_reconcile_seconds",
+            "One pass over everything, from reading the balances to publishing the config.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.reconcile_failures = Counter(
+            "stepdown_reconcile_failures", "Passes that the ledger did not let through.", registry=registry
+        )
+        self.waiting = Gauge("stepdown_reconcile_pending", "1 while a change waits for its pass.", registry=registry)
+        self.writes = Counter("stepdown_api_writes", "Writes that the API server took.", ["what"], registry=registry)
+        self.write_failures = Counter(
+            "stepdown_api_write_failures", "Writes that the API server did not take.", ["what"], registry=registry
+        )
+        self.syncs = Counter("stepdown_sync_messages", "Messages of proxies, by answer.", ["code"], registry=registry)
+        self.sync_seconds = Histogram(
+            "stepdown_sync_seconds", "From a proxy's message to its answer.", buckets=_SECONDS, registry=registry
+        )
+        for what in ("child", "status", "event"):
+            self.writes.labels(what)
+            self.write_failures.labels(what)
+
+    def text(self, made: Pass | None, balances: Mapping[str, Balance]) -> bytes:
+        """`balances`: the ledger's now. Takes milliseconds with a hundred budgets: call it in a thread."""
+        self._money.made, self._money.balances = made, balances
+        return generate_latest(self._registry)
+
+
+class _Money(Collector):
+    """Budgets, routes and fleets, made anew at each scrape: what is gone must not go on being shown."""
+
+    def __init__(self) -> None:
+        self.made: Pass | None = None
+        self.balances: Mapping[str, Balance] = {}
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        made = self.made
+        if made is None:
+            return
+        yield from self._budgets(made)
+        yield from self._routes(made)
+
+    def _budgets(self, made: Pass) -> Iterator[GaugeMetricFamily]:
+        def family(name: str, text: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"stepdown_budget_{name}", text, labels=["namespace", "budget"])
+
+        limit = family("limit_usd", "Ceiling of the period, override included.")
+        spent = family("spent_usd", "Settled and estimated in the period.")
+        reserved = family("reserved_usd", "Worst cases of requests in flight.")
+        unreconciled = family("unreconciled_usd", "Held by proxies that are lost.")
+        used = family("used_ratio", "Spent and unreconciled, as a part of the ceiling.")
+        step = family("step_percent", "The step in force; 0: none was reached.")
+        enforced = family("enforced", "1 when the bill cannot pass the ceiling.")
+        for budget in made.plan.budgets.values():
+            if budget.period is None or budget.verdict is None:
+                continue
+            labels = [budget.source.namespace, budget.source.name]
+            balance = self.balances.get(account_id(budget.key, budget.period.start_s))
+            limit.add_metric(labels, budget.limit_nusd / _NUSD)
+            spent_nusd = balance.spent_nusd if balance is not None else 0
+            held_nusd = balance.unreconciled_nusd if balance is not None else 0
+            spent.add_metric(labels, spent_nusd / _NUSD)
+            reserved.add_metric(labels, (balance.reserved_nusd if balance is not None else 0) / _NUSD)
+            unreconciled.add_metric(labels, held_nusd / _NUSD)
+            used.add_metric(labels, (spent_nusd + held_nusd) / budget.limit_nusd)
+            step.add_metric(labels, budget.verdict.step.at_percent if budget.verdict.step is not None else 0)
+            enforced.add_metric(labels, float(balance is not None and balance.enforced))
+        yield from (limit, spent, reserved, unreconciled, used, step, enforced)
+
+    def _routes(self, made: Pass) -> Iterator[GaugeMetricFamily]:
+        routes = made.plan.routes.values()
+        counts = {
+            "served": sum(bool(route.classes) and not route.refuse for route in routes),
+            "stepped_down": sum(
+                default is not None and default.in_force > 0 for default in (route.classes.get("default") for route in routes)
+            ),
+            "refused": sum(bool(route.refuse) for route in routes),
+        }
+        family = GaugeMetricFamily("stepdown_routes", "ModelRoutes by what becomes of their requests.", labels=["state"])
+        for state, count in counts.items():
+            family.add_metric([state], count)
+        yield family

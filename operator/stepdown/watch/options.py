@@ -1,0 +1,50 @@
+"""The operator's command line, understood. `cli.operator` makes it, `run` reads it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from stepdown.sync.log import LogFormat
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Every setting of one process."""
+
+    namespace: str
+    """The operator's own: its Lease, its witness, and budgets with a namespaceSelector."""
+    fleet_namespaces: tuple[str, ...]
+    """`*`: everywhere."""
+    image: str
+    """Of the proxies."""
+    allowed_upstreams: tuple[str, ...]
+    ledger: Path
+    state_dir: Path
+    listen: tuple[str, int]
+    """Sync, HTTPS."""
+    http: tuple[str, int]
+    """Health, metrics, views."""
+    sync_url: str
+    """Where proxies find the leader: the operator's Service."""
+    identity: str
+    """The pod's name."""
+    address: str = ""
+    """This process's own sync URL, for proxies that reached another replica."""
+    pull_policy: str = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    kubeconfig: Path | None = None
+    tls_dir: Path | None = None
+    """A certificate that is given, instead of the operator's own CA."""
+    log_format: LogFormat = "logfmt"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """What else than the Service's names leads here, for the certificate."""
+        found = (urlsplit(url).hostname or "" for url in (self.sync_url, self.address))
+        return tuple(dict.fromkeys(host for host in found if host))
+
+
+def split(text: str) -> tuple[str, ...]:
+    """`a,b` or `a b`, as environment variables hold lists."""
+    return tuple(part for part in re.split(r"[\s,]+", text) if part)
