@@ -41,18 +41,25 @@ class App:
         keys: KeySource,
         *,
         pod_uid: str = "",
+        config_dir: Path | None = None,
         clock: Clock | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """Takes the state directory. Raises StateDirBusy, LogUnavailable or OSError."""
+        """Takes the state directory. `config_dir`: the fleet's config as mounted. Raises StateDirBusy, LogUnavailable or
+        OSError."""
         clock = clock or Clock()
         self._state = StateDir(state_dir, clock, pod_uid=pod_uid)
         if self._state.lost_because:
             _log.error("the last log cannot be resumed, its lease stays charged as unreconciled: %s", self._state.lost_because)
-        self._stored = StoredConfig(state_dir / "config", fleet)
+        self._keys = keys
+        self._stored = StoredConfig(state_dir / "config", fleet, mount=config_dir, pod_uid=pod_uid)
         self.till = Till(self._state, clock, self._stored.load())
         self.syncer = Syncer(self.till, self._stored.keeping(sync), fleet)
-        self.server = ProxyServer(config, self.till, keys, self.syncer, ssl_context=ssl_context)
+        self.server = ProxyServer(
+            config, self.till, keys, self.syncer, was_synced=self._stored.was_synced, ssl_context=ssl_context
+        )
+        self.syncer.is_ready = lambda: self.server.is_ready
+        self.syncer.keys = self._usable_keys
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -75,14 +82,25 @@ class App:
             self._state.close(finished=False)
             raise
 
-    async def drain(self, drain_s: float = DRAIN_S, close_s: float = CLOSE_S) -> bool:
-        """Answers what is in flight, then tells the ledger that this instance is done. True: it has heard."""
+    async def drain(self, drain_s: float = DRAIN_S, close_s: float = CLOSE_S, accept_s: float = 0.0) -> bool:
+        """Answers what is in flight, then tells the ledger that this instance is done. True: it has heard.
+
+        `accept_s`: goes on accepting for so long, while whoever sends requests learns that this proxy is not ready any more.
+        """
+        self.server.leave()
+        self.till.kick()
+        await asyncio.sleep(accept_s)
         finished = await self.server.drain(drain_s)
         if not finished:
             _log.warning("requests were still in flight after %s s: they are charged at their reservation", drain_s)
         closed = await self.syncer.close(close_s)
         await self._stop_syncing()
         return closed
+
+    def _usable_keys(self) -> dict[str, bool]:
+        table = self.till.table
+        channels = table.fleet.channels if table is not None else ()
+        return {each.name: self._keys.key(each.name) is not None for each in channels}
 
     async def _stop_syncing(self) -> None:
         await self._stored.finish()
@@ -100,17 +118,19 @@ async def serve(
     keys: KeySource,
     *,
     pod_uid: str = "",
+    config_dir: Path | None = None,
     stop: asyncio.Event | None = None,
     started: Callable[[App], None] | None = None,
     drain_s: float = DRAIN_S,
     close_s: float = CLOSE_S,
+    accept_s: float = 0.0,
     ssl_context: ssl.SSLContext | None = None,
 ) -> bool:
     """Runs a proxy until `stop` is set, or, without one, until SIGTERM or SIGINT; then drains.
 
     Returns what `App.drain` does. Raises what `App` and `App.start` raise.
     """
-    app = App(config, sync, state_dir, fleet, keys, pod_uid=pod_uid, ssl_context=ssl_context)
+    app = App(config, sync, state_dir, fleet, keys, pod_uid=pod_uid, config_dir=config_dir, ssl_context=ssl_context)
     if stop is None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -120,4 +140,4 @@ async def serve(
     if started is not None:
         started(app)
     await stop.wait()
-    return await app.drain(drain_s, close_s)
+    return await app.drain(drain_s, close_s, accept_s)

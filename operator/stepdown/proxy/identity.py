@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from stepdown.model.sync import pod_mark
 from stepdown.proxy import wal
 from stepdown.proxy.books import Books
 from stepdown.proxy.clock import Clock, boot_id
@@ -45,7 +46,7 @@ class StateDir:
         try:
             resumed = self._resume()
             self.resumed = resumed is not None
-            instance, self.books = resumed or (new_instance(), Books())
+            instance, self.books = resumed or (new_instance(pod_uid), Books())
             self.log = self._new_log(instance, self.books)
         except BaseException:
             os.close(self._lock)
@@ -62,7 +63,9 @@ class StateDir:
         """
         heir = self.books.succeed()
         state = msgspec.structs.replace(heir.state(), open=self.books.state().open)
-        log = wal.Log(self._path / "log", self._named(new_instance()), heir, self._clock.boot_s, state=state)
+        log = wal.Log(
+            self._path / "log", self._named(new_instance(self._identity.pod_uid)), heir, self._clock.boot_s, state=state
+        )
         self.log.close(finished=False)
         heir.adopt(self.books)
         self.log, self.books = log, heir
@@ -99,9 +102,9 @@ class StateDir:
         return wal.Log(self._path / "log", self._named(instance), books, self._clock.boot_s)
 
 
-def new_instance() -> str:
-    """An id that no other instance has ever had."""
-    return secrets.token_hex(8)
+def new_instance(pod_uid: str = "") -> str:
+    """An id that no other instance has ever had. In a pod it says whose it is, so that no other pod can sync in its name."""
+    return f"{pod_mark(pod_uid)}.{secrets.token_hex(8)}" if pod_uid else secrets.token_hex(8)
 
 
 def _locked(path: Path) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from stepdown.proxy.files import WatchedFile
+
 _LOOK_S = 1.0
 """How often a file is looked at: a rotated Secret is in use a second after the kubelet has written it."""
 
@@ -66,11 +68,12 @@ class EnvKeys:
 
 
 class _Seen:
-    __slots__ = ("key", "looked_s", "stamp")
+    __slots__ = ("file", "key", "looked_s", "raw")
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.file = WatchedFile(path)
+        self.raw: bytes | None = None
         self.key: bytes | None = None
-        self.stamp: tuple[int, int, int] | None = None
         self.looked_s = float("-inf")
 
 
@@ -83,29 +86,20 @@ class KeyDir:
         self._seen: dict[str, _Seen] = {}
 
     def key(self, channel: str) -> bytes | None:
+        """A file that is away for a moment leaves nothing: a removed Secret must stop being used."""
         seen = self._seen.get(channel)
         if seen is None:
-            seen = self._seen[channel] = _Seen()
+            seen = self._seen[channel] = _Seen(self._path / channel)
         now_s = self._clock_s()
         if now_s - seen.looked_s >= _LOOK_S:
             seen.looked_s = now_s
-            self._look(self._path / channel, seen)
+            raw = seen.file.read()
+            if raw is not seen.raw:
+                seen.raw, seen.key = raw, clean(raw) if raw is not None else None
         return seen.key
 
     def whence(self, channel: str) -> str:
         return f"the file {self._path / channel}, which the channel's apiKeySecretRef mounts"
-
-    def _look(self, path: Path, seen: _Seen) -> None:
-        """A file that is away for a moment (the kubelet swaps symlinks) leaves nothing: a removed Secret must stop being
-        used."""
-        try:
-            made = path.stat()
-            stamp = (made.st_ino, made.st_mtime_ns, made.st_size)
-            if stamp != seen.stamp:
-                seen.key = clean(path.read_bytes())
-                seen.stamp = stamp
-        except OSError:
-            seen.key, seen.stamp = None, None
 
 
 class FirstOf:

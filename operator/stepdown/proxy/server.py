@@ -1,8 +1,8 @@
 """The proxy's listening side: accepts connections, answers everything but completions, drains. `app` makes one a process.
 
 Served: `POST /v1/chat/completions` (by `exchange`), `GET /v1/models`, `/healthz`, `/readyz`, `/metrics`. `/readyz` needs one
-completed sync in the process's life, so that a rollout during an operator's outage never replaces pods that hold leases by
-pods that do not.
+completed sync in the pod's life (in the process's, where there is no pod), so that a rollout during an operator's outage never
+replaces pods that hold leases by pods that do not; from then on the proxy is ready while it has a config to serve by.
 """
 
 import asyncio
@@ -58,11 +58,14 @@ class ProxyServer:
         keys: KeySource,
         syncer: Syncer | None = None,
         *,
+        was_synced: bool = False,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """`ssl_context`: for the upstream, in place of the system's trust store."""
+        """`was_synced`: an earlier process of this pod has completed a sync. `ssl_context`: for the upstream, in place of the
+        system's trust store."""
         self._config = config
         self._syncer = syncer
+        self._was_synced = was_synced
         self.till = till
         self.wire = Wire(asyncio.get_running_loop(), till, keys, config.limits, ssl_context=ssl_context)
         self.fronts: set[Front] = set()
@@ -93,13 +96,26 @@ class ProxyServer:
 
     @property
     def is_ready(self) -> bool:
-        synced = self._syncer.completed > 0 if self._syncer is not None else self.till.table is not None
-        return synced and not self.wire.draining
+        return not self._unready()
+
+    def _unready(self) -> tuple[str, str] | None:
+        """Code and sentence."""
+        if self.wire.draining:
+            return "draining", "the proxy is draining"
+        if not self._was_synced and self._syncer is not None and not self._syncer.completed:
+            return "not_synced", "the proxy has not completed a sync with the ledger yet"
+        if self.till.table is None:
+            return "no_config", "the proxy has no config yet"
+        return None
+
+    def leave(self) -> None:
+        """Not ready any more, and every answer is its connection's last; new connections are still served, until `drain`."""
+        self.wire.draining = True
 
     async def drain(self, timeout_s: float) -> bool:
         """Stops accepting, answers what is in flight, reads on for usage that is still to come. False: time ran out."""
         wire = self.wire
-        wire.draining = True
+        self.leave()
         if self._server is not None:
             self._server.close()
         for front in list(self.fronts):
@@ -145,10 +161,10 @@ class ProxyServer:
             )
 
     def _readiness(self) -> Response:
-        if self.is_ready:
+        unready = self._unready()
+        if unready is None:
             return 200, JSON_HEAD, b'{"status":"ready"}'
-        why = "the proxy is draining" if self.wire.draining else "the proxy has not completed a sync with the ledger yet"
-        error = Unavailable(why, code="draining" if self.wire.draining else "not_synced")
+        error = Unavailable(unready[1], code=unready[0])
         return error.status, error.head(), error.body()
 
     def _models(self, digest: bytes | None, authorization: bytes) -> bytes:

@@ -1,64 +1,134 @@
-"""Sync over HTTP/1.1 on a Unix socket: the proxy's side of `sync/http.py`. `__main__` uses it; the syncer calls it.
+"""Sync over HTTP/1.1: the proxy's side of `sync/http.py` and `sync/server.py`. `__main__` uses it; the syncer calls it.
 
-One connection, one message at a time (the syncer sees to that). Whatever goes wrong ends the connection and is
-SyncUnavailable: the next message says the same and more.
+One connection, one message at a time (the syncer sees to that). Whatever goes wrong ends the connection and is SyncUnavailable:
+the next message says the same and more. How the connection is made is its line's business: `UnixLine` here, `HttpsLine` in
+`syncline`.
 """
 
 import asyncio
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from stepdown.model.sync import SyncAnswer, SyncRequest
-from stepdown.proxy.syncer import SyncUnavailable
+from stepdown.model.sync import SyncAnswer, SyncRefused, SyncRequest, SyncUnavailable
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_MAX_MOVES = 2
+"""How often one message may be sent on to another address."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SyncAnswer).decode
+
+
+class Line(Protocol):
+    """How the keeper is reached. Raises OSError or SyncUnavailable."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+
+    async def open(self) -> Streams: ...
+
+    def headers(self) -> bytes:
+        """What each message carries, lines with their ends."""
+
+    def is_stale(self) -> bool:
+        """Whether a connection that is open must be made anew."""
+
+    def moved(self, answer: bytes) -> bool:
+        """421: the keeper is elsewhere. True: the line leads there now."""
+
+    def broken(self) -> None:
+        """Something went wrong on it."""
+
+
+class UnixLine:
+    """The socket of a keeper on this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def where(self) -> str:
+        return str(self._path)
+
+    async def open(self) -> Streams:
+        return await asyncio.open_unix_connection(self._path)
+
+    def headers(self) -> bytes:
+        return b"host: keeper\r\n"
+
+    def is_stale(self) -> bool:
+        return False
+
+    def moved(self, answer: bytes) -> bool:
+        return False
+
+    def broken(self) -> None:
+        """There is one address only."""
 
 
 class SyncClient:
     """`await client(request)`."""
 
-    def __init__(self, socket_path: Path) -> None:
-        self._path = socket_path
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._streams: Streams | None = None
 
     async def __call__(self, request: SyncRequest) -> SyncAnswer:
-        """One message. Raises SyncUnavailable or OSError; cancelled, it leaves no half-read answer behind."""
+        """One message. Raises SyncError or OSError; cancelled, it leaves no half-read answer behind."""
+        body = _encode(request)
         whole = False
         try:
-            answer = await self._exchange(_encode(request))
-            whole = True
-        except (EOFError, ValueError, asyncio.LimitOverrunError) as error:
-            raise SyncUnavailable(f"the answer on {self._path} is not whole: {error}") from error
+            status, answer = await self._exchange(body)
+            moves = 0
+            while status == 421 and moves < _MAX_MOVES and self._line.moved(answer):
+                self.close()
+                status, answer = await self._exchange(body)
+                moves += 1
+            whole = status in (200, 400)
+            return _answer(status, answer)
+        except (EOFError, ValueError, asyncio.LimitOverrunError, msgspec.MsgspecError) as error:
+            whole = False
+            raise SyncUnavailable(f"the answer from {self._line.where} cannot be read: {error}") from error
         finally:
             if not whole:
                 self.close()
-        return answer
+                self._line.broken()
 
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
 
-    async def _exchange(self, body: bytes) -> SyncAnswer:
+    async def _exchange(self, body: bytes) -> tuple[int, bytes]:
+        headers = self._line.headers()
+        if self._streams is not None and self._line.is_stale():
+            self.close()
         if self._streams is None:
-            self._streams = await asyncio.open_unix_connection(str(self._path))
+            self._streams = await self._line.open()
         reader, writer = self._streams
-        head = b"POST /v1/sync HTTP/1.1\r\nhost: keeper\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(
-            body
+        head = b"POST /v1/sync HTTP/1.1\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+            headers,
+            len(body),
         )
         writer.write(head + body)
         lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
         status = int(lines[0].split()[1])
-        headers = dict(line.lower().split(b": ", 1) for line in lines[1:] if b": " in line)
-        size = int(headers[b"content-length"]) if b"content-length" in headers else _MAX_ANSWER_BYTES + 1
+        fields = dict(line.lower().split(b": ", 1) for line in lines[1:] if b": " in line)
+        size = int(fields[b"content-length"]) if b"content-length" in fields else _MAX_ANSWER_BYTES + 1
         if size > _MAX_ANSWER_BYTES:
             raise ValueError(f"its length is {size}")
         answer = await reader.readexactly(size)
-        if headers.get(b"connection") == b"close":
+        if fields.get(b"connection") == b"close":
             self.close()
-        if status != 200:
-            raise SyncUnavailable(f"the keeper answered {status}: {answer[:500].decode('utf-8', 'replace')}")
+        return status, answer
+
+
+def _answer(status: int, answer: bytes) -> SyncAnswer:
+    if status == 200:
         return _decode(answer)
+    said = f"the keeper answered {status}: {answer[:500].decode('utf-8', 'replace')}"
+    raise SyncRefused(said) if status == 400 else SyncUnavailable(said)

@@ -3,6 +3,8 @@
 A message goes once a second (jittered), and at once when a request asks for money or money is given back; one at a time, so
 whatever comes up meanwhile goes in the next. Everything in it is cumulative: one that failed is not repeated but overtaken by a
 newer one that says the same and more. A lease lives one horizon from the *sending* of the last message that was acknowledged.
+
+The newest protocol is spoken, until a keeper refuses it; then the one before, for a minute: the keeper may be newer then.
 """
 
 import asyncio
@@ -10,7 +12,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from stepdown.model.sync import SPOKEN, SyncAnswer, SyncRequest
+from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.proxy.lease import Lease
 from stepdown.proxy.table import BadConfig, ShardEntry, Table
 from stepdown.proxy.till import Till
@@ -18,20 +20,17 @@ from stepdown.proxy.waiting import POLL_S
 from stepdown.proxy.wal import LogUnavailable
 
 Sync = Callable[[SyncRequest], Awaitable[SyncAnswer]]
-"""One exchange with the keeper. Raises SyncUnavailable, OSError or TimeoutError when there was no answer."""
+"""One exchange with the keeper. Raises SyncError, OSError or TimeoutError when there was no answer."""
 
 INTERVAL_S = 1.0
 TIMEOUT_S = 2.0
 """How long a message may take; also how long a waiting request can stand in the way of those behind it."""
+LOWERED_S = 60.0
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _KEEP_DAYS = 2
 """Acknowledged counters older than this are let go: no request lives so long."""
 
 _log = logging.getLogger("stepdown.proxy.sync")
-
-
-class SyncUnavailable(Exception):
-    """The keeper did not answer: it is away, or its ledger cannot write. The message changes nothing; another follows."""
 
 
 class Syncer:
@@ -48,6 +47,11 @@ class Syncer:
         self._seq = int(till.clock.boot_s() * 1_000_000)
         self._paced_s = till.clock.boot_s()
         self._stopping = False
+        self._protocol, self._lowered_until_s = PROTOCOL, 0.0
+        self.is_ready: Callable[[], bool] = lambda: False
+        """What /readyz answers."""
+        self.keys: Callable[[], dict[str, bool]] = dict
+        """Which channels' keys can be used."""
         self.completed = 0
         """Messages acknowledged in this process's life; `/readyz` needs one."""
         self.failures = 0
@@ -76,17 +80,30 @@ class Syncer:
     async def once(self, *, closing: bool = False) -> bool:
         """One message. True: it was acknowledged, and its answer is in force."""
         async with self._one_at_a_time:
-            request = self._compose(closing)
-            sent_s = self._clock.boot_s()
-            try:
-                async with asyncio.timeout(TIMEOUT_S):
-                    answer = await self._sync(request)
-                if answer.protocol not in SPOKEN:
-                    raise SyncUnavailable(f"the keeper speaks protocol {answer.protocol}, this proxy {SPOKEN}")
-            except (SyncUnavailable, OSError, TimeoutError) as error:
-                self._failed(error)
-                return False
-            return self._apply(request, sent_s, answer)
+            while True:
+                request = self._compose(closing)
+                sent_s = self._clock.boot_s()
+                try:
+                    async with asyncio.timeout(TIMEOUT_S):
+                        answer = await self._sync(request)
+                    if answer.protocol not in SPOKEN:
+                        raise SyncUnavailable(f"the keeper speaks protocol {answer.protocol}, this proxy {SPOKEN}")
+                except SyncRefused as error:
+                    if self._lower(request.protocol):
+                        continue
+                    self._failed(error)
+                    return False
+                except (SyncError, OSError, TimeoutError) as error:
+                    self._failed(error)
+                    return False
+                return self._apply(request, sent_s, answer)
+
+    def _lower(self, refused: int) -> bool:
+        """False: there is no older protocol to try."""
+        older = [each for each in SPOKEN if each < refused]
+        if older:
+            self._protocol, self._lowered_until_s = older[-1], self._clock.boot_s() + LOWERED_S
+        return bool(older)
 
     async def close(self, timeout_s: float) -> bool:
         """The last message of an instance that has drained, retried until it is acknowledged or the time is over.
@@ -126,7 +143,10 @@ class Syncer:
             if report != lease.acked or lease.free > 0 or lease.account in asked:
                 reports.append(report)
         digests, acknowledged, longest_s = self._config_in_use(till.table, now_s)
+        if boot_s >= self._lowered_until_s:
+            self._protocol = PROTOCOL
         return SyncRequest(
+            protocol=self._protocol,
             instance=till.log.identity.instance,
             fleet=self._fleet,
             seq=self._seq,
@@ -138,6 +158,8 @@ class Syncer:
             asks=asks,
             counters=till.books.counters.reports(),
             closing=closing,
+            ready=self._protocol >= 2 and self.is_ready(),
+            keys=self.keys() if self._protocol >= 2 else {},
         )
 
     def _config_in_use(self, table: Table | None, now_s: float) -> tuple[dict[int, str], dict[int, str], float]:
