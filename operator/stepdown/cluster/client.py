@@ -118,7 +118,7 @@ class Cluster:
             # Unknown is never empty: an answer that is no list must not read as "there are none".
             if not isinstance(meta, dict) or not isinstance(meta.get("resourceVersion"), str) or "items" not in answer:
                 raise Unavailable(f"{what}: the answer is not a list of {kind.plural}")
-            items += (_typed(item, kind) for item in found or ())
+            items += (_typed(item, kind, what) for item in found or ())
             token = meta.get("continue") or ""
             if not token:
                 return Listing(items, meta["resourceVersion"])
@@ -133,7 +133,7 @@ class Cluster:
             raise
         except NotFound:
             return None
-        return _typed(decode(body, what), kind)
+        return _typed(decode(body, what), kind, what)
 
     async def watch(
         self,
@@ -246,7 +246,7 @@ class Cluster:
     ) -> Object:
         query = [("fieldManager", FIELD_MANAGER), *([("force", "true")] if force else [])]
         request = Request(method, path, what, query, body, content_type, _METADATA if metadata_only else _JSON)
-        return _typed(decode(await self._wire.request(request, timeout_s=timeout_s), what), kind)
+        return _typed(decode(await self._wire.request(request, timeout_s=timeout_s), what), kind, what)
 
     # Others -----------------------------------------------------------------------------------------------------------
 
@@ -280,9 +280,9 @@ class Cluster:
         return await self._wire.request(Request("GET", path, f"get {path}", accept="*/*"))
 
 
-def _typed(obj: Any, kind: KindRef) -> Object:
+def _typed(obj: Any, kind: KindRef, what: str) -> Object:
     """With its apiVersion and kind: items of a list come without, and metadata alone under a name of its own."""
     if not isinstance(obj, dict) or not isinstance(obj.get("metadata"), dict):
-        raise Unavailable(f"the API server answered something else than a {kind.kind}")
+        raise Unavailable(f"{what}: the API server answered something else than a {kind.kind}")
     obj["apiVersion"], obj["kind"] = kind.api_version, kind.kind
     return obj

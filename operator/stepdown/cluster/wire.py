@@ -130,6 +130,7 @@ class Wire:
         url = URL(self.host + request.path + ("?" + urlencode(request.query) if request.query else ""), encoded=True)
         headers = {"Accept": request.accept, "Content-Type": request.content_type, "User-Agent": f"stepdown/{__version__}"}
         authorization = await self._credentials.header()
+        renewed = False
         while True:
             if authorization:
                 headers["Authorization"] = authorization
@@ -144,10 +145,9 @@ class Wire:
             finally:
                 response.close()
             # A token that has just been replaced is refused once: the file has the new one.
-            if isinstance(error, Unauthorized) and await self._credentials.renew(authorization):
-                authorization = await self._credentials.header()
-                continue
-            raise error
+            if renewed or not isinstance(error, Unauthorized) or not await self._credentials.renew(authorization):
+                raise error
+            authorization, renewed = await self._credentials.header(), True
 
     def _warn(self, response: aiohttp.ClientResponse) -> None:
         """What the API server warns of (Pod Security, deprecated versions) is logged, once each."""
