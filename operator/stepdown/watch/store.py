@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from stepdown.model.base import API_VERSION
 from stepdown.model.errors import InvalidObject, parse
 from stepdown.model.resources import KINDS
-from stepdown.plan.world import AnyObject, Invalid, Kind, World
+from stepdown.plan.world import AnyObject, FleetSeen, Invalid, Kind, World
 
 NAMESPACE = "Namespace"
 WATCHED: tuple[str, ...] = (*KINDS, NAMESPACE)
@@ -248,6 +248,7 @@ class Store:
         allowed_upstreams: tuple[str, ...],
         fleet_namespaces: tuple[str, ...],
         secrets: Mapping[str, bool | None],
+        fleets: Mapping[str, FleetSeen],
     ) -> World | None:
         """None until every kind has been listed."""
         if not self.complete:
@@ -264,6 +265,7 @@ class Store:
             operator_namespace=operator_namespace,
             allowed_upstreams=allowed_upstreams,
             fleet_namespaces=fleet_namespaces,
+            fleets=fleets,
         )
 
     def _things(self, kind: str) -> tuple[Any, ...]:
