@@ -61,7 +61,7 @@ def reconcile(world: World, ledger: LedgerView, now_s: float, previous: Pass | N
     plan = make_plan(world, ledger, now_s, previous.plan if previous is not None else EMPTY)
     configs = render(plan, previous.configs if previous is not None else {})
     statuses = make_statuses(plan, configs, ledger, now_s, previous.made if previous is not None else NONE)
-    events = make_events(plan, statuses.documents, previous.statuses if previous is not None else {})
+    events = make_events(plan, statuses)
     return Pass(
         plan=plan,
         configs=configs,

@@ -18,7 +18,7 @@ from stepdown.local.check import planned
 from stepdown.local.documents import Folder, FolderMissing, Problem
 from stepdown.local.secrets import ChannelKey
 from stepdown.local.world import IMPLICIT, Gathered, Gatherer, NoSuchProxy
-from stepdown.model.conditions import EVENT_INVALID_SPEC
+from stepdown.model.conditions import EVENT_INVALID_SPEC, EVENT_REFS_NOT_RESOLVED
 from stepdown.model.config import Fleet
 from stepdown.plan.world import LedgerView
 from stepdown.reconcile import Pass, reconcile
@@ -32,6 +32,8 @@ POLL_S = 0.5
 """How often balances are looked at: a step is in force this long after it was reached, at most."""
 RESYNC_S = 30.0
 """How often the folder is read without any notice of a change."""
+_SAID_WITH_PLACE = (EVENT_INVALID_SPEC, EVENT_REFS_NOT_RESOLVED)
+"""Events that are problems too, which name the file and the line."""
 
 
 class NothingValid(Exception):
@@ -179,7 +181,7 @@ class Engine:
         self._wrong = bool(judged.problems)
         self._said = frozenset(texts)
         for event in judged.made.events:
-            if event.reason != EVENT_INVALID_SPEC:  # said above, with the place in the file
+            if event.reason not in _SAID_WITH_PLACE:
                 say = log.warning if event.type == "Warning" else log.info
                 say(f"{event.kind} {event.key}: {event.message}", event=event.reason, object=f"{event.kind} {event.key}")
 

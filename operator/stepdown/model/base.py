@@ -91,6 +91,8 @@ Provider = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern
 Time = Annotated[str, StringConstraints(max_length=20, pattern=TIME_PATTERN), Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[StrictInt, Field(ge=0, le=9_007_199_254_740_991)]
 """A number in a status; JSON carries it exactly."""
+Brief = Annotated[str, StringConstraints(max_length=24)]
+"""A number or day as `kubectl get` prints it."""
 TierName = Literal["UltraBudget", "Budget", "MidRange", "Premium", "Flagship"]
 
 

@@ -1,8 +1,13 @@
 """Every condition that an object's status can carry, and every reason with what it means. `status` and `reconcile` write them,
 `docs` and alerts quote them, so a reason is never changed, only added.
 
-One condition a question, positive polarity, no phase. As kstatus reads them: `Ready=False` means "not yet", so what a person
-must mend is `Ready=False` with `Accepted=False` or `ResolvedRefs=False` beside it. An exhausted budget works as told: Ready.
+One condition a question, positive polarity, no phase. Flux, Argo CD and `kubectl wait` read them by the rules of kstatus:
+
+* `Ready=True` is "current". A route that is stepped down and a budget that is exhausted work as told: they are Ready;
+* `Ready=False` or Unknown is "in progress": it may come right by itself, or by another object that comes a moment later with
+  the same `kubectl apply`, such as the Secret, the catalog or the RoutingProxy that is named;
+* `Stalled=True` is "failed": only a change of the object itself, or of the operator's settings, can mend it. It is kstatus' own
+  condition, true where something is wrong and absent otherwise, and the one exception to positive polarity.
 """
 
 from dataclasses import dataclass
@@ -37,12 +42,14 @@ ENFORCED = "Enforced"
 """Does the ceiling hold: has every open instance acknowledged the binding? SpendBudget."""
 WITHIN_BUDGET = "WithinBudget"
 """Is there money left? SpendBudget."""
+STALLED = "Stalled"
+"""Must the object itself be changed? All kinds; absent where not. Its reason and message are those of Accepted."""
 
 TYPES: dict[str, tuple[str, ...]] = {
-    "ModelRoute": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, STEPPED_DOWN),
-    "SpendBudget": (ACCEPTED, ENFORCED, WITHIN_BUDGET, READY),
-    "RoutingProxy": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY),
-    "ModelCatalog": (ACCEPTED, READY),
+    "ModelRoute": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, STEPPED_DOWN, STALLED),
+    "SpendBudget": (ACCEPTED, ENFORCED, WITHIN_BUDGET, READY, STALLED),
+    "RoutingProxy": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, STALLED),
+    "ModelCatalog": (ACCEPTED, READY, STALLED),
 }
 """Which conditions each kind has, in the order in which they are shown."""
 
@@ -58,8 +65,9 @@ INVALID = "Invalid"
 CONFLICT = "Conflict"
 """Accepted=False: two objects claim one name, in the folder of `stepdown run`."""
 NOT_ALLOWED = "NotAllowed"
-"""Accepted=False: the RoutingProxy does not allow the route's namespace, its baseURL is not among the operator's
-allowedUpstreams, a budget outside the operator's namespace has a namespaceSelector, or callers are needed and absent."""
+"""Accepted=False: the RoutingProxy does not allow the route's namespace, its own namespace is not among the operator's
+fleetNamespaces or its baseURL not among the allowedUpstreams, a budget outside the operator's namespace has a
+namespaceSelector, or callers are needed and absent."""
 NOTHING_MEETS_REQUIREMENTS = "NothingMeetsRequirements"
 """Accepted=False: no model of the catalog meets the route's requirements, or a model that it names does not."""
 FLOOR_ABOVE_DEFAULT = "FloorAboveDefault"
@@ -83,9 +91,16 @@ TARGET_NOT_FOUND = "TargetNotFound"
 PROGRAMMED_REASON = "Programmed"
 """Programmed=True: every ready proxy serves by this generation."""
 PROPAGATING = "Propagating"
-"""Programmed=False: some proxies still serve by an older config."""
+"""Programmed=False: some ready proxies have not reported that they serve by this generation."""
 NO_PROXIES = "NoProxies"
 """Programmed=False: no proxy of the fleet is ready."""
+NO_REPLICAS = "NoReplicas"
+"""Programmed=True on a RoutingProxy: spec.replicas is 0, so there is no pod that could lack anything."""
+ROLLING_OUT = "RollingOut"
+"""Programmed=False on a RoutingProxy: pods are being replaced, for another image, other resources or other channels."""
+APPLY_FAILED = "ApplyFailed"
+"""Programmed=False on a RoutingProxy: the API server did not take an object of the fleet; the message says which and why. It is
+tried again."""
 
 READY_REASON = "Ready"
 """Ready=True."""
@@ -147,6 +162,10 @@ EVENT_UPSTREAM_OUTAGE = "UpstreamOutage"
 """Fallbacks answer for a model that cannot be reached."""
 EVENT_INVALID_SPEC = "InvalidSpec"
 """An object was changed to something invalid; the last accepted spec stays in force."""
+EVENT_REFS_NOT_RESOLVED = "RefsNotResolved"
+"""A RoutingProxy names a Secret or a ModelCatalog that is not there."""
+EVENT_APPLY_FAILED = "ApplyFailed"
+"""The API server did not take an object of a fleet; it is tried again."""
 
 EVENT_TYPES: dict[str, EventType] = {
     EVENT_STEP_REACHED: "Normal",
@@ -157,5 +176,7 @@ EVENT_TYPES: dict[str, EventType] = {
     EVENT_FORECAST_OVER_LIMIT: "Warning",
     EVENT_UPSTREAM_OUTAGE: "Warning",
     EVENT_INVALID_SPEC: "Warning",
+    EVENT_REFS_NOT_RESOLVED: "Warning",
+    EVENT_APPLY_FAILED: "Warning",
 }
 """The `type` of each Event: Kubernetes knows only these two."""

@@ -7,6 +7,7 @@ from pydantic import Field, StrictInt, StringConstraints
 from stepdown.model.base import (
     PATTERNS,
     Api,
+    Brief,
     Column,
     Conditions,
     Count,
@@ -171,11 +172,16 @@ class ProxySpec(Api):
         return duration_s(self.lease_horizon)
 
 
+class FleetSummary(Api):
+    pods: Brief | None = None
+    """Ready pods, and pods that exist."""
+
+
 class ProxyStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
     conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Programmed and Ready."""
+    """Accepted, ResolvedRefs, Programmed and Ready; Stalled where the RoutingProxy itself must be changed."""
     replicas: Count | None = None
     """Pods that exist."""
     ready_replicas: Count | None = None
@@ -184,6 +190,8 @@ class ProxyStatus(Api):
     """The pods, as a label selector."""
     routes: Count | None = None
     """Routes that the fleet serves."""
+    summary: FleetSummary | None = None
+    """What kubectl get prints."""
 
 
 class RoutingProxy(Resource):
@@ -195,7 +203,7 @@ class RoutingProxy(Resource):
     columns = (
         Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
         Column("Programmed", '.status.conditions[?(@.type=="Programmed")].status'),
-        Column("Pods", ".status.readyReplicas", "integer", description="Pods that are ready"),
+        Column("Pods", ".status.summary.pods", description="Ready pods, and pods that exist"),
         Column("Routes", ".status.routes", "integer"),
         Column("Upstream", ".spec.upstream.baseURL", wide=True),
         Column("Age", ".metadata.creationTimestamp", "date"),

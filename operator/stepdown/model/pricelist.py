@@ -117,7 +117,7 @@ class CatalogStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
     conditions: Conditions = ()
-    """Accepted and Ready."""
+    """Accepted and Ready; Stalled where the catalog itself must be changed."""
     models: Count | None = None
     """Models in this catalog."""
     unpriced: Count | None = None

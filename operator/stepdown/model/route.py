@@ -7,6 +7,7 @@ from pydantic import Field, StrictInt, StringConstraints
 from stepdown.model.base import (
     PATTERNS,
     Api,
+    Brief,
     Column,
     Conditions,
     Count,
@@ -202,17 +203,26 @@ class ProxyCount(Api):
     """Proxy pods that have this generation in force."""
 
 
+class RouteSummary(Api):
+    spent: Brief | None = None
+    """USD in this month in UTC."""
+    step: Brief | None = None
+    """Where a budget's step hides the wanted model: the share of the limit at which it does."""
+
+
 class RouteStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
     conditions: Conditions = ()
-    """Accepted, ResolvedRefs, Programmed, Ready and SteppedDown."""
+    """Accepted, ResolvedRefs, Programmed, Ready and SteppedDown; Stalled where the route itself must be changed."""
     effective: EffectiveRoute | None = None
     """The route as rewritten by the steps in force."""
     spend: RouteSpend | None = None
     """Coarse: metrics and `stepdown status` are live."""
     proxies: ProxyCount | None = None
     """How far the fleet has the route."""
+    summary: RouteSummary | None = None
+    """What kubectl get prints."""
 
 
 class ModelRoute(Resource):
@@ -225,12 +235,14 @@ class ModelRoute(Resource):
     short_name = "mroute"
     columns = (
         Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
-        Column("Model", ".status.effective.default", description="The model in force"),
         Column("Tier", ".status.effective.tier", description="The tier in force"),
-        Column("Stepped-Down", '.status.conditions[?(@.type=="SteppedDown")].status'),
-        Column("Spent", ".status.spend.usd", description="USD in this month"),
+        Column("Step", ".status.summary.step", description="The budget's step that hides the wanted model; empty: none"),
+        Column("Spent", ".status.summary.spent", description="USD in this month; the exact sum is status.spend.usd"),
+        Column("Model", ".status.effective.default", description="The model in force"),
+        Column("Premium", ".status.effective.premium", wide=True, description="The model that class critical gets"),
         Column("Budget", ".status.effective.budget", wide=True, description="The budget whose step is in force"),
-        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Programmed", '.status.conditions[?(@.type=="Programmed")].status', wide=True),
+        Column("Age", ".metadata.creationTimestamp", "date", wide=True),
     )
 
     kind: Literal["ModelRoute"] = "ModelRoute"

@@ -8,6 +8,7 @@ from pydantic import Field, StrictBool, StringConstraints
 from stepdown.model.base import (
     PATTERNS,
     Api,
+    Brief,
     Column,
     Conditions,
     Count,
@@ -206,11 +207,22 @@ class Forecast(Api):
     """When the money would be gone; absent: not in this period."""
 
 
+class BudgetSummary(Api):
+    spent: Brief | None = None
+    """USD in this period, what is held for lost proxies included."""
+    limit: Brief | None = None
+    """USD, the override included."""
+    percent: Brief | None = None
+    """Spent over the limit."""
+    reset: Brief | None = None
+    """The day when the next period starts, in the budget's time zone."""
+
+
 class BudgetStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
     conditions: Conditions = ()
-    """Accepted, Enforced, WithinBudget and Ready."""
+    """Accepted, Enforced, WithinBudget and Ready; Stalled where the budget itself must be changed."""
     period: Period | None = None
     """The month that the sums are about."""
     limit_usd: SignedUsd | None = None
@@ -231,6 +243,8 @@ class BudgetStatus(Api):
     """How many routes the budget binds."""
     forecast: Forecast | None = None
     """Where the month is going."""
+    summary: BudgetSummary | None = None
+    """What kubectl get prints."""
 
 
 class SpendBudget(Resource):
@@ -241,15 +255,17 @@ class SpendBudget(Resource):
     short_name = "spend"
     columns = (
         Column("Ready", '.status.conditions[?(@.type=="Ready")].status'),
-        Column("Spent", ".status.spentUSD", description="USD in this period"),
-        Column("Limit", ".status.limitUSD", description="USD, the override included"),
-        Column("Used-%", ".status.usedPercent"),
-        Column("Max-Tier", ".status.step.maxTier", description="The dearest tier that may still answer"),
-        Column("Within", '.status.conditions[?(@.type=="WithinBudget")].status'),
-        Column("Resets", ".status.period.end", description="When the next period starts"),
+        Column("Tier", ".status.step.maxTier", description="The dearest tier that may still answer; empty: any"),
+        Column("Spent", ".status.summary.spent", description="USD in this period; the exact sum is status.spentUSD"),
+        Column("Limit", ".status.summary.limit", description="USD, the override included"),
+        Column("%", ".status.summary.percent", description="Spent over the limit"),
+        Column("Reset", ".status.summary.reset", description="When the next period starts"),
         Column("Enforced", '.status.conditions[?(@.type=="Enforced")].status', wide=True),
+        Column("Within", '.status.conditions[?(@.type=="WithinBudget")].status', wide=True),
         Column("Forecast", ".status.forecast.monthEndUSD", wide=True, description="USD at the month's end"),
-        Column("Age", ".metadata.creationTimestamp", "date"),
+        Column("Routes", ".status.routes.matched", "integer", wide=True),
+        Column("Stepped-Down", ".status.routes.steppedDown", "integer", wide=True),
+        Column("Age", ".metadata.creationTimestamp", "date", wide=True),
     )
 
     kind: Literal["SpendBudget"] = "SpendBudget"

@@ -207,6 +207,7 @@ def _scope(spec: BudgetSpec, namespace: str, world: World) -> Finding | None:
         conditions.NOT_ALLOWED,
         f"spec.namespaceSelector is set, which only budgets in the operator's namespace ({world.operator_namespace}) may do."
         f" Remove it to bind routes of {namespace}, or create the budget in {world.operator_namespace}.",
+        stalled=True,
     )
 
 

@@ -1,6 +1,6 @@
 """How a judgement is stated: a verdict, a reason in one word, a sentence. The plan makes them, the status shows them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 InForce = Literal["Current", "LastAccepted", "Nothing"]
@@ -14,6 +14,9 @@ class Finding:
     holds: bool
     reason: str
     message: str
+    stalled: bool = False
+    """Nothing but a change of the object itself, or of the operator's own settings, can mend it. What another object can mend
+    is not: that one may come with the same `kubectl apply` a moment later."""
 
 
 def kept(finding: Finding, in_force: InForce) -> Finding:
@@ -24,4 +27,4 @@ def kept(finding: Finding, in_force: InForce) -> Finding:
         "LastAccepted": "Until it is fixed, the last accepted spec stays in force.",
         "Nothing": "No earlier spec was ever accepted, so nothing of it is in force.",
     }[in_force]
-    return Finding(False, finding.reason, f"{finding.message} {meanwhile}")
+    return replace(finding, message=f"{finding.message} {meanwhile}")

@@ -5,6 +5,7 @@ A market is the same value from pass to pass while nothing of it changed, so tha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from stepdown.model import conditions
 from stepdown.model.catalog import BUILT_IN, Catalog, built_in
@@ -99,8 +100,9 @@ def plan_fleets(
     plans = {}
     for thing in sources(world, "RoutingProxy"):
         each: Source[ProxySpec] = source(thing)  # type: ignore[assignment]  # of this kind
-        spec, in_force, refusal = choose(each, view, lambda spec: _upstream(spec, world), invalid_finding)
-        if spec is not None and in_force == "LastAccepted" and _upstream(spec, world) is not None:
+        judge = partial(_allowed, world, each.namespace)
+        spec, in_force, refusal = choose(each, view, judge, invalid_finding)
+        if spec is not None and in_force == "LastAccepted" and judge(spec) is not None:
             spec, in_force = None, "Nothing"
         accepted = kept(refusal, in_force) if refusal is not None else ACCEPTED
         if spec is None:
@@ -121,7 +123,10 @@ RESOLVED = Finding(True, conditions.RESOLVED, "Everything that the spec names is
 
 def invalid_finding(invalid: Invalid) -> Finding:
     return Finding(
-        False, conditions.CONFLICT if invalid.conflict else conditions.INVALID, f"{invalid.message}.".replace("..", ".")
+        False,
+        conditions.CONFLICT if invalid.conflict else conditions.INVALID,
+        f"{invalid.message}.".replace("..", "."),
+        stalled=True,
     )
 
 
@@ -132,7 +137,17 @@ def channels(spec: ProxySpec) -> tuple[Channel, ...]:
     )
 
 
-def _upstream(spec: ProxySpec, world: World) -> Finding | None:
+def _allowed(world: World, namespace: str, spec: ProxySpec) -> Finding | None:
+    """What of a RoutingProxy the operator's settings forbid, whoever may create one."""
+    if "*" not in world.fleet_namespaces and namespace not in world.fleet_namespaces:
+        there = ", ".join(world.fleet_namespaces) or "none"
+        return Finding(
+            False,
+            conditions.NOT_ALLOWED,
+            f"The operator may make a fleet's objects in these namespaces: {there}; {namespace!r} is not among them."
+            f" Create the RoutingProxy in one of these, or add {namespace!r} to the chart's value fleetNamespaces.",
+            stalled=True,
+        )
     url = spec.upstream.base_url
     if "*" in world.allowed_upstreams or url in world.allowed_upstreams:
         return None
@@ -140,7 +155,9 @@ def _upstream(spec: ProxySpec, world: World) -> Finding | None:
         False,
         conditions.NOT_ALLOWED,
         f"spec.upstream.baseURL is {url!r}; the operator's allowedUpstreams has"
-        f" {', '.join(world.allowed_upstreams) or 'nothing'}. Use one of these, or have yours allowed.",
+        f" {', '.join(world.allowed_upstreams) or 'nothing'}. Use one of these, or add yours to the chart's value"
+        f" allowedUpstreams.",
+        stalled=True,
     )
 
 
@@ -181,6 +198,7 @@ def _resolved(fleet: Source[ProxySpec], spec: ProxySpec, missing: Sequence[str],
                 False,
                 conditions.SECRET_NOT_FOUND,
                 f"spec.upstream.channels[{index}] ({channel.name}) names Secret {secret}, key"
-                f" {channel.api_key_secret_ref.key_or_default!r}; it is not there. Create it with the channel's API key.",
+                f" {channel.api_key_secret_ref.key_or_default!r}; it is not there, or holds no API key. Create it with the"
+                f" channel's API key. Models of the other channels are served meanwhile.",
             )
     return RESOLVED

@@ -144,6 +144,7 @@ def _attempt(
             conditions.NOT_ALLOWED,
             f"spec.callers is absent, which is allowed only in the RoutingProxy's own namespace ({market.namespace}): whoever"
             f" reaches the proxy could call it. List the callers; `stepdown key new` makes a key.",
+            stalled=True,
         ), None
     ladders = market.ladders_for(wanted_of(spec, hard=any(force.hard for force in forces)))
     refuse = next((force.refuses for force in forces if force.refuses), "")

@@ -129,7 +129,10 @@ class LedgerView:
     totals: Mapping[str, RouteTotals] = field(default_factory=dict)
     """By route (`namespace/name`)."""
     proxies: Mapping[str, ProxiesSeen] = field(default_factory=dict)
-    """By RoutingProxy (`namespace/name`); one that is missing here: not known."""
+    """By RoutingProxy (`namespace/name`): those of which any proxy was heard."""
+    settled: bool = True
+    """False: this process began so lately that proxies may not have reported yet. Then what an object's own status says of them
+    stays, so that a restart of the operator is not written into every status, twice."""
 
 
 AnyObject = ModelRoute | SpendBudget | RoutingProxy | ModelCatalog

@@ -13,7 +13,8 @@ from stepdown.model import conditions
 from stepdown.model.conditions import Condition
 from stepdown.model.money import nusd_to_usd
 from stepdown.plan.budgets import BudgetPlan
-from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since
+from stepdown.status import summary
+from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since, stalled
 
 
 def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | None, now_s: float) -> Document:
@@ -30,6 +31,7 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
                 (not awaiting, conditions.NOT_ENFORCED, enforced.message),
             )
         ),
+        *stalled(plan.accepted),
     )
     generation = plan.source.generation
     document: Document = {
@@ -37,7 +39,7 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         "conditions": conditions_document(made, generation, previous, now_s),
         "routes": {"matched": len(plan.members), "steppedDown": stepped},
     }
-    if plan.period is None or plan.verdict is None:
+    if plan.period is None or plan.following is None or plan.verdict is None:
         return document
     document["period"] = {
         "month": plan.period.month,
@@ -45,17 +47,27 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         "end": rfc3339(plan.period.end_s),
     }
     document |= _money(plan)
+    document["summary"] = {
+        "spent": summary.money(_spent_nusd(plan)),
+        "limit": summary.money(plan.limit_nusd),
+        "percent": summary.percent(plan.used),
+        "reset": summary.reset(plan.following.month),
+    }
     if plan.verdict.step is not None:
         step: Document = {"atPercent": plan.verdict.step.at_percent, "action": plan.verdict.step.action}
         if plan.verdict.max_tier is not None:
             step["maxTier"] = plan.verdict.max_tier
         document["step"] = since(step, previous, "step", now_s)
-    spent_nusd = plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
-    expected = forecast(plan.period, spent_nusd, plan.limit_nusd, now_s)
+    expected = forecast(plan.period, _spent_nusd(plan), plan.limit_nusd, now_s)
     document["forecast"] = {"monthEndUSD": nusd_to_usd(expected.month_end_nusd, digits=2)}
     if expected.exhausted_at_s is not None:
         document["forecast"]["exhaustedAt"] = rfc3339(expected.exhausted_at_s)
     return document
+
+
+def _spent_nusd(plan: BudgetPlan) -> int:
+    """What counts against the limit: spent, and held for lost proxies."""
+    return plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
 
 
 def _money(plan: BudgetPlan) -> Document:
@@ -98,7 +110,6 @@ def _within(plan: BudgetPlan) -> Condition:
     if plan.used == 1:
         message = f"All of ${limit} is spent: {refuses} until {resets}. Raise the limit or add an override to go on."
         return condition(kind, False, conditions.EXHAUSTED, message)
-    assert plan.balance is not None
-    over = nusd_to_usd(plan.balance.spent_nusd + plan.balance.unreconciled_nusd - plan.limit_nusd)
+    over = nusd_to_usd(_spent_nusd(plan) - plan.limit_nusd)
     message = f"Spent ${over} over the limit of ${limit}: {refuses} until {resets}."
     return condition(kind, False, conditions.OVER_LIMIT, message)

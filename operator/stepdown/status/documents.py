@@ -22,6 +22,14 @@ def answered(type_: str, finding: Finding, message: str = "") -> Condition:
     return Condition(type_, "True" if finding.holds else "False", finding.reason, message or finding.message)
 
 
+def stalled(*findings: Finding) -> tuple[Condition, ...]:
+    """The condition Stalled, where only a change of the object can mend what was found; else it is absent."""
+    for finding in findings:
+        if finding.stalled and not finding.holds:
+            return (Condition(conditions.STALLED, "True", finding.reason, finding.message),)
+    return ()
+
+
 def condition(type_: str, holds: bool | None, reason: str, message: str) -> Condition:
     status: Status = "Unknown" if holds is None else "True" if holds else "False"
     return Condition(type_, status, reason, message)

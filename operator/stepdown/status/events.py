@@ -1,6 +1,7 @@
 """What happened since the previous pass, as Event values: one a budget and step, never one a route. `reconcile` calls this.
 
-Events come from comparing status documents, so that a restart with the objects' own status repeats none of them.
+Events come from comparing each new status document with the one before, which after a restart is the one that the object came
+with: so a restart repeats none of them.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import Kind, ObjectKey
 from stepdown.status.documents import find
+from stepdown.status.statuses import Statuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +32,39 @@ class Event:
         return EVENT_TYPES[self.reason]
 
 
-def make_events(
-    plan: Plan, documents: Mapping[ObjectKey, Mapping[str, Any]], before: Mapping[ObjectKey, Mapping[str, Any]]
-) -> tuple[Event, ...]:
-    """What the documents say that those before did not."""
+_FALSE: tuple[tuple[str, frozenset[str] | None, str], ...] = (
+    (conditions.ACCEPTED, None, conditions.EVENT_INVALID_SPEC),
+    (conditions.RESOLVED_REFS, None, conditions.EVENT_REFS_NOT_RESOLVED),
+    (conditions.PROGRAMMED, frozenset({conditions.APPLY_FAILED}), conditions.EVENT_APPLY_FAILED),
+)
+"""Conditions that are an Event when they turn False, or say something new while they are: for these reasons (None: any)."""
+
+
+def make_events(plan: Plan, made: Statuses) -> tuple[Event, ...]:
+    """What the new documents say that those before did not."""
     events: list[Event] = []
-    for name, document in documents.items():
-        previous = before.get(name)
-        if previous is document:
-            continue
-        events += _invalid(name, document, previous)
+    for name, before in made.before.items():
+        document = made.documents[name]
+        events += _wrong(name, document, before)
         if name[0] == "SpendBudget":
             budget = plan.budgets[name[1]]
             if budget.period is not None:
-                events += _budget(budget, document, previous or {})
+                events += _budget(budget, document, before or {})
     return tuple(events)
 
 
-def _invalid(name: ObjectKey, document: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[Event]:
-    now, then = find(document, conditions.ACCEPTED), find(previous, conditions.ACCEPTED)
-    if now is None or now["status"] != "False":
-        return []
-    if then is not None and (then["status"], then["message"]) == ("False", now["message"]):
-        return []
-    return [Event(name[0], name[1], conditions.EVENT_INVALID_SPEC, now["message"])]  # type: ignore[arg-type]  # one of the kinds
+def _wrong(name: ObjectKey, document: Mapping[str, Any], previous: Mapping[str, Any] | None) -> list[Event]:
+    """What follows from something else that is wrong says the same, and needs no Event of its own."""
+    events, said = [], set()
+    for type_, reasons, event in _FALSE:
+        now, then = find(document, type_), find(previous, type_)
+        if now is None or now["status"] != "False" or (reasons is not None and now["reason"] not in reasons):
+            continue
+        message = now["message"]
+        if message not in said and (then is None or (then["status"], then["message"]) != ("False", message)):
+            events.append(Event(name[0], name[1], event, message))  # type: ignore[arg-type]  # one of the kinds
+        said.add(message)
+    return events
 
 
 def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str, Any]) -> list[Event]:

@@ -1,7 +1,6 @@
 """The status of a ModelRoute: accepted or not and why, what answers now, and what it has cost. `status.statuses` calls this."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from stepdown.model import conditions
@@ -9,24 +8,9 @@ from stepdown.model.conditions import Condition
 from stepdown.model.money import nusd_to_usd
 from stepdown.plan.routes import ClassPlan, RoutePlan
 from stepdown.plan.world import RouteTotals
-from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since
-
-
-@dataclass(frozen=True, slots=True)
-class Programmed:
-    """How far a fleet has one config: the answer for every route of a shard."""
-
-    holds: bool | None
-    reason: str
-    message: str
-    ready: int = 0
-    programmed: int = 0
-
-    def condition(self) -> Condition:
-        return condition(conditions.PROGRAMMED, self.holds, self.reason, self.message)
-
-
-NOT_SERVED = Programmed(None, conditions.PENDING, "No RoutingProxy serves the route.")
+from stepdown.status import summary
+from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since, stalled
+from stepdown.status.programmed import Programmed
 
 
 def route_status(
@@ -39,12 +23,14 @@ def route_status(
 ) -> Document:
     """The whole document."""
     generation = plan.source.generation
+    programmed = programmed.given(previous, generation)
     made = (
         answered(conditions.ACCEPTED, plan.accepted, _accepted_message(plan)),
         answered(conditions.RESOLVED_REFS, plan.resolved),
         programmed.condition(),
         _ready(plan, programmed),
         stepped_down(plan),
+        *stalled(plan.accepted, plan.resolved),
     )
     document: Document = {
         "observedGeneration": generation,
@@ -56,6 +42,7 @@ def route_status(
         document["spend"] = _spend(totals, month)
     if programmed.holds is not None:
         document["proxies"] = {"ready": programmed.ready, "programmed": programmed.programmed}
+    document["summary"] = _summary(plan, totals)
     return document
 
 
@@ -142,4 +129,15 @@ def _spend(totals: RouteTotals, month: str) -> Document:
     }
     if totals.successes:
         document["usdPerSuccess"] = nusd_to_usd(-(-totals.cost_nusd // totals.successes))
+    return document
+
+
+def _summary(plan: RoutePlan, totals: RouteTotals | None) -> Document:
+    document: Document = {"spent": summary.money(totals.cost_nusd if totals is not None else 0)}
+    default = plan.classes.get("default")
+    force = next(
+        (each for each in plan.forces if default is not None and default.in_force and each.budget == default.hidden_by), None
+    )
+    if force is not None:
+        document["step"] = f"{force.at_percent}%"
     return document

@@ -1,7 +1,7 @@
-"""Plan and ledger as status documents of all four kinds. `reconcile` calls this; only what changed is made anew."""
+"""A plan and what was seen as status documents of all four kinds. `reconcile` calls this; only what changed is made anew."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stepdown.budget.months import month_at
@@ -12,9 +12,11 @@ from stepdown.plan.plan import Plan
 from stepdown.plan.routes import RoutePlan
 from stepdown.plan.world import Invalid, LedgerView, ObjectKey, RouteTotals
 from stepdown.render.config import FleetConfig
+from stepdown.render.objects import pod_selector
 from stepdown.status.budgets import budget_status
-from stepdown.status.documents import Document, answered, conditions_document, ready
-from stepdown.status.routes import NOT_SERVED, Programmed, route_status
+from stepdown.status.documents import Document, answered, conditions_document, ready, stalled
+from stepdown.status.programmed import NOT_SERVED, Programmed, by_shard, of_fleet
+from stepdown.status.routes import route_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,10 @@ class RouteInputs:
 @dataclass(frozen=True, slots=True)
 class Statuses:
     documents: Mapping[ObjectKey, Document]
-    """By kind and `namespace/name`."""
+    """By kind and `namespace/name`. The very same as before where nothing of it changed."""
     inputs: Mapping[str, RouteInputs]
+    before: Mapping[ObjectKey, Mapping[str, Any] | None] = field(default_factory=dict)
+    """Of each document that is new: the one of the pass before, else the one that the object came with."""
 
 
 NONE = Statuses({}, {})
@@ -41,48 +45,51 @@ def make_statuses(
     plan: Plan, configs: Mapping[str, FleetConfig], view: LedgerView, now_s: float, previous: Statuses = NONE
 ) -> Statuses:
     """Every object's status document."""
-    month = month_at(now_s, "UTC").month
-    programmed = {key: _programmed_by_shard(config, view) for key, config in configs.items()}
-    documents: dict[ObjectKey, Document] = {}
-    inputs: dict[str, RouteInputs] = {}
-    for key, route in plan.routes.items():
-        config = configs.get(route.fleet)
-        known = config.placed.get(key) if config is not None else None
-        answer = programmed[route.fleet][known.shard] if known is not None else NOT_SERVED
-        totals = view.totals.get(key)
-        before = previous.inputs.get(key)
-        name: ObjectKey = ("ModelRoute", key)
-        if (
-            before is not None
-            and before.plan is route
-            and before.programmed == answer
-            and before.totals == totals
-            and before.month == month
-        ):
-            inputs[key], documents[name] = before, previous.documents[name]
-        else:
-            inputs[key] = RouteInputs(route, answer, totals, month)
-            documents[name] = route_status(route, answer, totals, month, _before(previous, name, route.source.thing), now_s)
+    making = _Making(previous)
+    programmed = {
+        key: by_shard(config, view.proxies.get(key), plan.world.fleets.get(key), settled=view.settled)
+        for key, config in configs.items()
+    }
+    _routes(making, plan, configs, programmed, view, now_s)
     stepped = _stepped(plan)
     for key, budget in plan.budgets.items():
-        name = ("SpendBudget", key)
-        before_document = _before(previous, name, budget.source.thing)
-        documents[name] = budget_status(budget, stepped.get(key, 0), before_document, now_s)
+        before = making.before(("SpendBudget", key), budget.source.thing)
+        making.keep(("SpendBudget", key), budget_status(budget, stepped.get(key, 0), before, now_s), before)
     for key, fleet in plan.fleets.items():
-        name = ("RoutingProxy", key)
-        document = _fleet_status(fleet, configs.get(key), view, _before(previous, name, fleet.source.thing), now_s)
-        documents[name] = document
+        before = making.before(("RoutingProxy", key), fleet.source.thing)
+        shards = programmed.get(key, [])
+        document = _fleet_status(fleet, configs.get(key), shards, plan, view, before, now_s)
+        making.keep(("RoutingProxy", key), document, before)
     for key, catalog in plan.catalogs.items():
-        name = ("ModelCatalog", key)
-        documents[name] = _catalog_status(catalog, _before(previous, name, catalog.source.thing), now_s)
-    return Statuses(documents, inputs)
+        before = making.before(("ModelCatalog", key), catalog.source.thing)
+        making.keep(("ModelCatalog", key), _catalog_status(catalog, before, now_s), before)
+    return Statuses(making.documents, making.inputs, making.compared)
 
 
-def _before(previous: Statuses, name: ObjectKey, thing: Any) -> Mapping[str, Any] | None:
-    """The previous document: of the pass before, else the one that the object came with."""
-    known = previous.documents.get(name)
-    if known is not None:
-        return known
+class _Making:
+    """The statuses of one pass as they come to be."""
+
+    def __init__(self, previous: Statuses) -> None:
+        self.previous = previous
+        self.documents: dict[ObjectKey, Document] = {}
+        self.inputs: dict[str, RouteInputs] = {}
+        self.compared: dict[ObjectKey, Mapping[str, Any] | None] = {}
+
+    def before(self, name: ObjectKey, thing: Any) -> Mapping[str, Any] | None:
+        """The previous document: of the pass before, else the one that the object came with."""
+        known = self.previous.documents.get(name)
+        return known if known is not None else _came_with(thing)
+
+    def keep(self, name: ObjectKey, document: Document, before: Mapping[str, Any] | None) -> None:
+        known = self.previous.documents.get(name)
+        if known == document:
+            self.documents[name] = known
+        else:
+            self.documents[name] = document
+            self.compared[name] = before
+
+
+def _came_with(thing: Any) -> Mapping[str, Any] | None:
     if isinstance(thing, Invalid):
         status = thing.raw.get("status")
         return status if isinstance(status, Mapping) else None
@@ -90,6 +97,36 @@ def _before(previous: Statuses, name: ObjectKey, thing: Any) -> Mapping[str, Any
         return None
     document: dict[str, Any] = thing.status.model_dump(mode="json", by_alias=True, exclude_none=True)
     return document
+
+
+def _routes(
+    making: _Making,
+    plan: Plan,
+    configs: Mapping[str, FleetConfig],
+    programmed: Mapping[str, list[Programmed]],
+    view: LedgerView,
+    now_s: float,
+) -> None:
+    month = month_at(now_s, "UTC").month
+    for key, route in plan.routes.items():
+        config = configs.get(route.fleet)
+        known = config.placed.get(key) if config is not None else None
+        answer = programmed[route.fleet][known.shard] if known is not None else NOT_SERVED
+        totals = view.totals.get(key)
+        made_of = making.previous.inputs.get(key)
+        name: ObjectKey = ("ModelRoute", key)
+        if (
+            made_of is not None
+            and made_of.plan is route
+            and made_of.programmed == answer
+            and made_of.totals == totals
+            and made_of.month == month
+        ):
+            making.inputs[key], making.documents[name] = made_of, making.previous.documents[name]
+        else:
+            making.inputs[key] = RouteInputs(route, answer, totals, month)
+            before = making.before(name, route.source.thing)
+            making.keep(name, route_status(route, answer, totals, month, before, now_s), before)
 
 
 def _stepped(plan: Plan) -> dict[str, int]:
@@ -106,52 +143,45 @@ def _stepped(plan: Plan) -> dict[str, int]:
     return found
 
 
-def _programmed_by_shard(config: FleetConfig, view: LedgerView) -> list[Programmed]:
-    seen = view.proxies.get(config.fleet.name)
-    if seen is None:
-        pending = Programmed(None, conditions.PENDING, "No proxy of the fleet has reported yet.")
-        return [pending] * len(config.shards)
-    if not seen.ready:
-        return [Programmed(False, conditions.NO_PROXIES, "No proxy of the fleet is ready.")] * len(config.shards)
-    answers = []
-    for index in sorted(config.shards):
-        have = seen.serving.get(index, {}).get(config.digests[index], 0)
-        if have >= seen.ready:
-            message = "Every ready proxy serves by this generation."
-            answers.append(Programmed(True, conditions.PROGRAMMED_REASON, message, seen.ready, have))
-        else:
-            message = f"{have} of {seen.ready} proxies serve by this generation; the others get it with their next sync."
-            answers.append(Programmed(False, conditions.PROPAGATING, message, seen.ready, have))
-    return answers
-
-
 def _fleet_status(
-    plan: FleetPlan, config: FleetConfig | None, view: LedgerView, previous: Mapping[str, Any] | None, now_s: float
+    plan: FleetPlan,
+    config: FleetConfig | None,
+    shards: list[Programmed],
+    everything: Plan,
+    view: LedgerView,
+    previous: Mapping[str, Any] | None,
+    now_s: float,
 ) -> Document:
-    answers = _programmed_by_shard(config, view) if config is not None else [NOT_SERVED]
-    # The least far of its shards is how far the fleet is.
-    worst = min(answers, key=lambda each: (each.holds is True, each.programmed))
-    programmed = worst.condition()
-    generation = plan.source.generation
+    key, generation = plan.source.key, plan.source.generation
+    there, seen = everything.world.fleets.get(key), view.proxies.get(key)
+    programmed = of_fleet(plan, config, shards, there).given(previous, generation)
     made = (
         answered(conditions.ACCEPTED, plan.accepted),
         answered(conditions.RESOLVED_REFS, plan.resolved),
-        programmed,
+        programmed.condition(),
         ready(
             (
                 (plan.accepted.holds, conditions.NOT_ACCEPTED, plan.accepted.message),
                 (plan.resolved.holds, conditions.REFS_NOT_RESOLVED, plan.resolved.message),
-                (worst.holds, conditions.PENDING if worst.holds is None else conditions.NOT_PROGRAMMED, worst.message),
+                (
+                    programmed.holds,
+                    conditions.PENDING if programmed.holds is None else conditions.NOT_PROGRAMMED,
+                    programmed.message,
+                ),
             )
         ),
+        *stalled(plan.accepted),
     )
     document: Document = {
         "observedGeneration": generation,
         "conditions": conditions_document(made, generation, previous, now_s),
         "routes": len(config.placed) if config is not None else 0,
     }
-    seen = view.proxies.get(plan.source.key)
-    if seen is not None:
+    if there is not None:
+        document["replicas"], document["readyReplicas"] = there.replicas, there.ready_replicas
+        document["selector"] = pod_selector(plan.source.namespace, plan.source.name)
+        document["summary"] = {"pods": f"{there.ready_replicas}/{there.replicas}"}
+    elif seen is not None:
         document["readyReplicas"] = seen.ready
     return document
 
@@ -161,6 +191,7 @@ def _catalog_status(plan: CatalogPlan, previous: Mapping[str, Any] | None, now_s
     made = (
         answered(conditions.ACCEPTED, plan.accepted),
         ready(((plan.accepted.holds, conditions.NOT_ACCEPTED, plan.accepted.message),)),
+        *stalled(plan.accepted),
     )
     document: Document = {
         "observedGeneration": generation,
