@@ -133,7 +133,7 @@ def test_a_newer_ledger_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0999'")
     connection.close()
-    with pytest.raises(errors.LedgerNewer, match=r"schema 0999; this build knows up to 0001.*newer Stepdown"):
+    with pytest.raises(errors.LedgerNewer, match=r"schema 0999; this build knows up to 0002.*newer Stepdown"):
         Ledger.open(path, create=False)
 
 
@@ -261,6 +261,31 @@ def test_migrations_arrive_at_the_schema_that_new_ledgers_have() -> None:
         migrate.upgrade(connection)
         assert migrate.revision_of(connection, None) == schema.REVISIONS[-1]
         assert described(connection) == new
+
+
+def test_a_ledger_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
+    """An upgrade of the operator must take the month's spend along; who only reads must not upgrade in passing."""
+    old = path.parent / "old"
+    shutil.copy(path, old)
+    with sqlite3.connect(old) as connection:
+        for table, column in (
+            ("instances", "born"),
+            ("instances", "unheard"),
+            ("accounts", "awaited"),
+            ("accounts", "unaccounted"),
+        ):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("DELETE FROM meta WHERE name = 'epoch'")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    connection.close()
+    with pytest.raises(errors.LedgerOld, match="has schema 0001"):
+        Ledger.open(old, create=False, read_only=True)
+    ledger = Ledger.open(old, create=False)
+    assert ledger.take_epoch("stepdown-0") == 1
+    spend(ledger, 800, seq=3)
+    assert ledger.balances(100.0)[ACCOUNT].spent_nusd == 800
+    assert ledger.verify() == []
+    ledger.close()
 
 
 def described(connection: sa.Connection) -> dict[str, object]:

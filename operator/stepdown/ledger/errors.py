@@ -7,6 +7,7 @@ LedgerError
 ├── LedgerNewer         written by a newer Stepdown
 ├── LedgerOld           needs a migration that a read-only opener may not make
 ├── LedgerBusy          another process keeps it
+├── LedgerFenced        another process has taken the epoch since: whoever gets this leads no more
 ├── LedgerFull          the disk is full
 ├── LedgerReadOnly      the file or its filesystem cannot be written
 ├── LedgerUnavailable   any other failure of the disk or the database
@@ -40,6 +41,10 @@ class LedgerOld(LedgerError):
 
 class LedgerBusy(LedgerError):
     """Another keeper has the ledger."""
+
+
+class LedgerFenced(LedgerError):
+    """Another keeper has taken the epoch: this one may not write any more."""
 
 
 class LedgerFull(LedgerError):

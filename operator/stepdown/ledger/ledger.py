@@ -12,7 +12,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance, Binding
-from stepdown.ledger import binding, closing, errors, migrate, store, traffic, verify, views
+from stepdown.ledger import binding, closing, epoch, errors, migrate, store, traffic, verify, views
 from stepdown.ledger.check import check
 from stepdown.ledger.desk import Pressure
 from stepdown.ledger.round import Published, Round
@@ -33,14 +33,19 @@ class Ledger:
         self._names = store.Names()
         self._pressure = Pressure()
         self._published = Published()
+        self._epoch = 0
+        self.revision = 0
+        self._seen_s = 0.0
         with self._transaction() as connection:
-            self.revision = int(store.read_meta(connection, _REVISION, "0"))
-            self._seen_s = max(float(store.read_meta(connection, _SEEN, "0")), store.last_heard_s(connection))
+            self._remember(connection)
 
     @classmethod
-    def open(cls, path_or_url: str | Path, *, create: bool, read_only: bool = False) -> "Ledger":
-        """Opens the ledger as its keeper, or to read. Raises a LedgerError that says what to do."""
-        database = open_database(_path(path_or_url), create=create, read_only=read_only)
+    def open(cls, path_or_url: str | Path, *, create: bool, read_only: bool = False, beside: bool = False) -> "Ledger":
+        """Opens the ledger as its keeper, or to read. Raises a LedgerError that says what to do.
+
+        `beside`: while its keeper may be at work. Whoever means to write what a keeper writes must take the epoch.
+        """
+        database = open_database(_path(path_or_url), create=create, read_only=read_only, beside=beside)
         try:
             with database.transaction() as connection:
                 found = migrate.revision_of(connection, database.path)
@@ -58,6 +63,30 @@ class Ledger:
 
     def close(self) -> None:
         self._database.close()
+
+    def _remember(self, connection: sa.Connection) -> None:
+        """What is kept in memory of the tables: another keeper may have changed it."""
+        self.revision = int(store.read_meta(connection, _REVISION, "0"))
+        self._seen_s = max(self._seen_s, float(store.read_meta(connection, _SEEN, "0")), store.last_heard_s(connection))
+
+    def take_epoch(self, holder: str) -> int:
+        """Leads from now on: what an earlier keeper still tries to write raises LedgerFenced there. `holder`: for messages.
+
+        To be called before anything is written, and before `publish`.
+        """
+        with self._transaction() as connection:
+            number = epoch.take(connection, holder)
+            self._remember(connection)
+        self._names.forget()
+        self._epoch = number
+        return number
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction that may change something, or LedgerFenced before it has."""
+        with self._transaction() as connection:
+            epoch.check(connection, self._epoch)
+            yield connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
@@ -84,7 +113,7 @@ class Ledger:
             check(request)
         now_s = self._now(now_s)
         answers: dict[int, SyncAnswer] = {}
-        with self._transaction() as connection:
+        with self._writing() as connection:
             store.mark_lost(connection, now_s)
             for part in _rounds(batch):
                 round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s)
@@ -105,7 +134,7 @@ class Ledger:
         It is closed for good; should it come back, it is told to take a new id.
         """
         now_s = self._now(now_s)
-        with self._transaction() as connection:
+        with self._writing() as connection:
             store.mark_lost(connection, now_s)
             closing.settle(connection, instance, consumed)
 
@@ -117,7 +146,7 @@ class Ledger:
         What is missing is bound no more, and keeps what it has spent.
         """
         now_s = self._now(now_s)
-        with self._transaction() as connection:
+        with self._writing() as connection:
             revision = self.revision + 1
             store.write_meta(connection, _SEEN, repr(now_s))
             if binding.bind(connection, self._names, bindings, revision, now_s):
@@ -133,7 +162,7 @@ class Ledger:
 
     def accept(self, specs: Mapping[str, tuple[int, str]], gone: Sequence[str] = ()) -> None:
         """Remembers accepted specs, and forgets those of objects that are gone."""
-        with self._transaction() as connection:
+        with self._writing() as connection:
             views.accept(connection, specs, gone)
 
     # Views ------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@
 Names of routes, models and instances are numbers here (`names`, `instances`): a counter row is a few dozen bytes.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every schema this build can bring up to date, oldest first; the last is what it works on."""
 
 metadata = MetaData()
@@ -15,9 +15,13 @@ metadata = MetaData()
 Key = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only where the type is exactly INTEGER."""
 
+ZERO = text("0")
+"""Of columns that came later: a build of the schema before them may insert rows without."""
+
 version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 meta = Table("meta", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
+"""`epoch` is always there: whoever writes looks at it first (`epoch`)."""
 
 names = Table(
     "names",
@@ -40,9 +44,13 @@ instances = Table(
     Column("longest_s", Float, nullable=False),
     Column("horizon_s", Float, nullable=False),
     Column("acked", Text, nullable=False),
+    Column("born", BigInteger, nullable=False, server_default=ZERO),
+    Column("unheard", Integer, nullable=False, server_default=ZERO),
     Index("instances_by_state", "state"),
 )
 """`state`: open, lost or closed (a tombstone). `acked`: JSON, by shard the newest binding revision that the instance obeys.
+`born`: the number under which the witness knows it; 0: it has not been granted anything under a witness, -1: not here.
+`unheard`: flags of `terms`: what this ledger knows of the instance may be older than what was granted to it.
 Row 0 is nobody: what closed instances have left behind."""
 
 accounts = Table(
@@ -60,9 +68,12 @@ accounts = Table(
     Column("closed_estimated", BigInteger, nullable=False),
     Column("closed_excess", BigInteger, nullable=False),
     Column("closed_unmetered", BigInteger, nullable=False),
+    Column("awaited", BigInteger, nullable=False, server_default=ZERO),
+    Column("unaccounted", BigInteger, nullable=False, server_default=ZERO),
 )
 """`opening` is the sum of the account's openings; `closed_…` is what closed instances consumed;
-`closed_unmetered` the part that no counter tells of: stated by an administrator, or in flight at the closing."""
+`closed_unmetered` the part that no counter tells of: stated by an administrator, or in flight at the closing.
+`awaited` and `unaccounted` (see `terms`): what the witness says may have been granted beyond what this ledger knows."""
 
 leases = Table(
     "leases",
@@ -146,6 +157,8 @@ accepted_specs = Table(
     Column("spec", Text, nullable=False),
 )
 """The last accepted spec of each object: what is in force while an object is invalid."""
+
+FIRST_EPOCH = {"name": "epoch", "value": "0"}
 
 NOBODY = {
     "id": 0,

@@ -29,12 +29,12 @@ BUSY_TIMEOUT_MS = 5_000
 class Database:
     """An open SQLite file: one connection, for one thread at a time, and the keeper's lock."""
 
-    def __init__(self, path: Path | None, connection: sqlite3.Connection, lock: int | None) -> None:
+    def __init__(self, path: Path | None, connection: sqlite3.Connection, lock: int | None, *, read_only: bool = False) -> None:
         self.path, self._connection, self._lock = path, connection, lock
         self.engine = sa.create_engine(
             "sqlite+pysqlite://", creator=lambda: connection, poolclass=StaticPool, pool_reset_on_return=None
         )
-        self._begin = "BEGIN" if path is not None and lock is None else "BEGIN IMMEDIATE"
+        self._begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
         sa.event.listen(self.engine, "begin", self._begin_transaction)
 
     def _begin_transaction(self, connection: sa.Connection) -> None:
@@ -59,14 +59,17 @@ class Database:
             self._lock = None
 
 
-def open_database(path: Path | None, *, create: bool, read_only: bool) -> Database:
-    """Opens the file, or makes it where `create` says so and no trace of an earlier one is left. None: in memory, for tests."""
+def open_database(path: Path | None, *, create: bool, read_only: bool, beside: bool = False) -> Database:
+    """Opens the file, or makes it where `create` says so and no trace of an earlier one is left. None: in memory, for tests.
+
+    `beside`: to write while a keeper may be at work, without its lock.
+    """
     if path is None:
         connection = _connect(":memory:")
         database = Database(None, connection, None)
         _fill(database)
         return database
-    lock = None if read_only else _locked(path)
+    lock = None if read_only or beside else _locked(path)
     try:
         if not path.exists():
             _refuse_traces(path)
@@ -95,7 +98,7 @@ def _opened(path: Path, lock: int | None, *, read_only: bool) -> Database:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise errors.LedgerCorrupt(_corrupt(path, verdict))
-        return Database(path, connection, lock)
+        return Database(path, connection, lock, read_only=read_only)
     except BaseException:
         connection.close()
         raise
@@ -111,11 +114,12 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 
 def _fill(database: Database) -> None:
-    """The newest schema, with row 0 of the instances: nobody."""
+    """The newest schema, with row 0 of the instances, nobody, and an epoch that nobody has taken."""
     with database.transaction() as connection:
         schema.metadata.create_all(connection)
         connection.execute(schema.version.insert(), {"version_num": schema.REVISIONS[-1]})
         connection.execute(schema.instances.insert(), schema.NOBODY)
+        connection.execute(schema.meta.insert(), schema.FIRST_EPOCH)
 
 
 def _make(path: Path) -> None:
@@ -126,7 +130,7 @@ def _make(path: Path) -> None:
         connection = _connect(draft.absolute().as_uri() + "?mode=rwc")
         try:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _fill(Database(draft, connection, -1))
+            _fill(Database(draft, connection, None))
         finally:
             connection.close()
         draft.rename(path)

@@ -36,6 +36,10 @@ class Instance:
     last_s: float
     longest_s: float
     horizon_s: float
+    born: int = 0
+    """Under which number the witness knows it (see `terms`)."""
+    unheard: int = 0
+    """Flags of `terms`."""
     acked: dict[int, int] = field(default_factory=dict)
     """By shard: the newest binding revision that it obeys."""
 
@@ -96,6 +100,8 @@ def _instance_row(each: Instance) -> dict[str, object]:
         "last_s": each.last_s,
         "longest_s": each.longest_s,
         "horizon_s": each.horizon_s,
+        "born": each.born,
+        "unheard": each.unheard,
         "acked": json.dumps({str(shard): revision for shard, revision in each.acked.items()}),
     }
 

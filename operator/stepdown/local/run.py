@@ -103,6 +103,7 @@ def serve(options: Options) -> int:
         gathered = Gatherer().gather(loaded)
         raise NothingValid(banner.nothing_valid(options.roots, [str(problem) for problem in gathered.problems]))
     ledger = Ledger.open(options.ledger, create=True)
+    ledger.take_epoch(f"stepdown run (pid {os.getpid()})")
     sys.setswitchinterval(_SWITCH_S)
     # Only a proxy's streams need uvloop; with workers they are elsewhere.
     start = asyncio.run if options.workers else uvloop.run
