@@ -5,7 +5,7 @@ The API server is one in memory, at the seam (`sync.auth.Api`); tests/cluster/te
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,60 +28,9 @@ from stepdown.sync.auth import (
     Unverifiable,
 )
 from tests.unit.proxy_money import run
+from tests.unit.sync_api import FakeApi, Review, owned
 
 HORIZON_S = 600.0
-USER = "system:serviceaccount:shop:stepdown-web"
-
-
-class Review(NamedTuple):
-    authenticated: bool = True
-    user: str = USER
-    pod_name: str = "web-1"
-    pod_uid: str = "pod-1"
-    error: str = ""
-
-
-def owned(name: str, uid: str, kind: str = "", owner: str = "", owner_uid: str = "") -> dict[str, Any]:
-    owners = [{"kind": kind, "name": owner, "uid": owner_uid, "controller": True}] if kind else []
-    return {"metadata": {"name": name, "uid": uid, "ownerReferences": owners}}
-
-
-class FakeApi:
-    """Tokens and objects; every question is noted. It can be away, or hang."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, Review] = {"t.o.1": Review()}
-        self.objects: dict[tuple[KindRef, str, str], dict[str, Any]] = {}
-        self.asked: list[str] = []
-        self.error: Exception | None = None
-        self.latency_s = 0.001
-        self.at_once = self.most_at_once = 0
-        self.put(POD, owned("web-1", "pod-1", "ReplicaSet", "stepdown-web-5d", "rs-1"))
-        self.put(REPLICA_SET, owned("stepdown-web-5d", "rs-1", "Deployment", "stepdown-web", "deploy-1"))
-        self.put(DEPLOYMENT, owned("stepdown-web", "deploy-1", "RoutingProxy", "web", "fleet-1"))
-
-    def put(self, kind: KindRef, thing: dict[str, Any], namespace: str = "shop") -> None:
-        self.objects[kind, namespace, thing["metadata"]["name"]] = thing
-
-    async def review_token(self, token: str, audience: str) -> Review:
-        assert audience == "stepdown"
-        await self._ask("review")
-        return self.tokens.get(token, Review(authenticated=False, error="invalid bearer token"))
-
-    async def get(self, kind: KindRef, namespace: str, name: str, *, metadata_only: bool = False) -> dict[str, Any] | None:
-        await self._ask(kind.kind)
-        return self.objects.get((kind, namespace, name))
-
-    async def _ask(self, what: str) -> None:
-        self.asked.append(what)
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        try:
-            await asyncio.sleep(self.latency_s)
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.at_once -= 1
 
 
 class Scene:

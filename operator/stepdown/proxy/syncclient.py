@@ -90,7 +90,7 @@ class SyncClient:
                 moves += 1
             whole = status in (200, 400)
             return _answer(status, answer)
-        except (EOFError, ValueError, asyncio.LimitOverrunError, msgspec.MsgspecError) as error:
+        except (EOFError, LookupError, ValueError, asyncio.LimitOverrunError, msgspec.MsgspecError) as error:
             whole = False
             raise SyncUnavailable(f"the answer from {self._line.where} cannot be read: {error}") from error
         finally:

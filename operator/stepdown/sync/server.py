@@ -7,6 +7,7 @@ the message. Nothing of a body is read before its sender is known.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,13 +21,16 @@ from stepdown.sync.message import MAX_BODY, answered, error, misplaced, too_larg
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Tls, TlsError
 
-FIRST_REQUEST_S = 10.0
+PATIENCE_S = 10.0
 """How long a connection may take to say who it is; also how long a body may take."""
 HANDSHAKE_S = 5.0
 KEEP_ALIVE_S = 75.0
 TEND_S = 30.0
 """How often the certificate is looked at."""
 _BACKLOG = 1024
+_HEADERS = {"Content-Type": "application/json", "Server": "stepdown"}
+_LAST = (401, 403, 404, 405, 408, 413)
+"""After these the connection ends: whoever is not known, or does not keep to the rules, has to begin anew."""
 
 _log = logging.getLogger("stepdown.sync")
 
@@ -43,11 +47,14 @@ class SyncHttps:
         leader: Callable[[], str | None],
         ready: Callable[[], bool],
         now_s: Callable[[], float],
+        patience_s: float = PATIENCE_S,
     ) -> None:
         """`leader`: None where this process leads, else the leader's URL ("": nobody knows it). `ready`: whether every kind
         has been listed. `now_s`: Unix seconds, for certificates."""
         self._service, self._authenticator, self._tls = service, authenticator, tls
-        self._leader, self._ready, self._now_s = leader, ready, now_s
+        self._leader, self._ready, self._now_s, self._patience_s = leader, ready, now_s, patience_s
+        self.answers: Counter[int] = Counter()
+        """By HTTP status, for metrics."""
         self._http: web.Server | None = None
         self._server: asyncio.Server | None = None
         self._tending: asyncio.Task[None] | None = None
@@ -85,6 +92,7 @@ class SyncHttps:
         if self._http is not None:
             self._http.pre_shutdown()
             await self._http.shutdown(timeout_s)
+        await self._authenticator.close()
 
     # Connections ------------------------------------------------------------------------------------------------------
 
@@ -93,7 +101,7 @@ class SyncHttps:
         assert self._http is not None
         handler = self._http()
         self._silent.add(handler)
-        asyncio.get_running_loop().call_later(FIRST_REQUEST_S, self._close_if_silent, handler)
+        asyncio.get_running_loop().call_later(self._patience_s, self._close_if_silent, handler)
         return handler
 
     def _close_if_silent(self, handler: RequestHandler) -> None:
@@ -113,18 +121,26 @@ class SyncHttps:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self._silent.discard(request.protocol)
+        status, payload = await self._answer(request)
+        self.answers[status] += 1
+        response = web.Response(status=status, body=payload, headers=_HEADERS)
+        if status in _LAST:
+            response.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> tuple[int, bytes]:
         refusal = misplaced(request.method, request.raw_path) or self._not_here()
         if refusal is not None:
-            return _response(*refusal)
+            return refusal
         try:
             caller = await self._authenticator.authenticate(request.headers.get("Authorization", ""))
-            return _response(*await self._answered(request, caller))
+            return await self._answered(request, caller)
         except Unauthenticated as refused:
-            return _response(401, error("unauthenticated", str(refused)), close=True)
+            return 401, error("unauthenticated", str(refused))
         except Forbidden as refused:
-            return _response(403, error("forbidden", str(refused)), close=True)
+            return 403, error("forbidden", str(refused))
         except Unverifiable as unknown:
-            return _response(503, error("unverifiable", str(unknown)))
+            return 503, error("unverifiable", str(unknown))
 
     def _not_here(self) -> tuple[int, bytes] | None:
         leader = self._leader()
@@ -137,12 +153,12 @@ class SyncHttps:
 
     async def _answered(self, request: web.BaseRequest, caller: Caller) -> tuple[int, bytes]:
         try:
-            async with asyncio.timeout(FIRST_REQUEST_S):
+            async with asyncio.timeout(self._patience_s):
                 body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return too_large()
         except TimeoutError:
-            return 408, error("timeout", f"the message was not whole within {FIRST_REQUEST_S:.0f} s")
+            return 408, error("timeout", f"the message was not whole within {self._patience_s:g} s")
         return await answered(
             self._service,
             body,
@@ -156,10 +172,3 @@ def _request(
 ) -> web.BaseRequest:
     loop = asyncio.get_running_loop()
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY)  # type: ignore[arg-type]
-
-
-def _response(status: int, payload: bytes, *, close: bool = False) -> web.Response:
-    response = web.Response(status=status, body=payload, content_type="application/json")
-    if close or status in (408, 413):
-        response.force_close()
-    return response
