@@ -62,6 +62,18 @@ class TokenReview(NamedTuple):
     """Why it is not valid, in the API server's words."""
 
 
+class Access(NamedTuple):
+    """What another client (kopf's) needs to speak to the same API server as the same user."""
+
+    server: str
+    authorization: str
+    """The header; empty where a certificate says who we are."""
+    ca_file: str | None
+    cert_file: str | None
+    key_file: str | None
+    insecure: bool
+
+
 class Cluster:
     """One API server. Made by `connect`. Every call has a time limit, and raises a ClusterError."""
 
@@ -86,6 +98,10 @@ class Cluster:
     def host(self) -> str:
         """The API server's URL."""
         return self._wire.host
+
+    async def access(self, *, renewed: bool = False) -> Access:
+        """`renewed`: what was said before has been refused, so that it is read again."""
+        return Access(*await self._wire.access(renewed))
 
     def count(self, answered: Callable[[Answered], None]) -> None:
         """Calls `answered` after every request from now on."""

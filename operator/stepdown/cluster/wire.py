@@ -88,6 +88,14 @@ class Wire:
     async def close(self) -> None:
         await self._rest.close()
 
+    async def access(self, renewed: bool) -> tuple[str, str, str | None, str | None, str | None, bool]:
+        """Server, Authorization, and the files of the CA, the client's certificate and key; whether nothing is verified."""
+        authorization = await self._credentials.header()
+        if renewed and await self._credentials.renew(authorization):
+            authorization = await self._credentials.header()
+        its = self._configuration
+        return its.host, authorization, its.ssl_ca_cert, its.cert_file, its.key_file, not its.verify_ssl
+
     async def request(self, request: Request, *, timeout_s: float | None = None) -> bytes:
         """The body of a 2xx. Raises ClusterError. With a `timeout_s` of its own it does not queue: a Lease cannot wait."""
         total_s = self._limits.total_s if timeout_s is None else timeout_s
