@@ -89,7 +89,7 @@ def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str
     was_out = within_then is not None and within_then["status"] == "False" and not new_period
     if within is not None and within["status"] == "False" and not was_out:
         events.append(event(conditions.EVENT_EXHAUSTED, within["message"]))
-    if _over(document) and plan.used < 1 and (new_period or not _over(previous)):
+    if over_limit(document) and plan.used < 1 and (new_period or not over_limit(previous)):
         ends = document["forecast"]["monthEndUSD"]
         at = document["forecast"].get("exhaustedAt", period["end"])
         message = f"If spending goes on as it did, the period ends at ${ends} of ${document['limitUSD']}; gone about {at}."
@@ -109,7 +109,7 @@ def _step(event: Callable[[str, str], Event], document: Mapping[str, Any], reach
     return event(conditions.EVENT_STEPPED_DOWN, message)
 
 
-def _over(document: Mapping[str, Any]) -> bool:
+def over_limit(document: Mapping[str, Any]) -> bool:
     """Whether a document's forecast is over its limit, by what is written in it: so no Event comes twice for one rounding."""
     ends, limit = document.get("forecast", {}).get("monthEndUSD"), document.get("limitUSD")
     return ends is not None and limit is not None and _nusd(ends) > _nusd(limit)
