@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-GENERATED := crds charts/stepdown/templates/crds manifests/catalog
+GENERATED := crds charts/stepdown/templates/crds manifests/catalog manifests/crds manifests/base
 
-.PHONY: help demo test test-cluster lint check golden generate bench cluster-up cluster-down lock clean
+.PHONY: help demo test test-cluster lint check golden generate bench cluster-up cluster-down wheel wheelhouse image lock clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,14 +28,15 @@ test-cluster: $(STAMP) ## the tests against a real API server, which is built fi
 	$(BIN)/pytest tests/cluster -n 2 --dist worksteal -m "not node"
 
 lint: $(STAMP) ## format, lint, types, architecture
-	$(BIN)/ruff format --check operator tests bench devcluster
-	$(BIN)/ruff check operator tests bench devcluster
+	$(BIN)/ruff format --check operator tests bench devcluster release
+	$(BIN)/ruff check operator tests bench devcluster release
 	$(BIN)/mypy
-	$(BIN)/mypy -p devcluster
+	$(BIN)/mypy -p devcluster -p release
 	$(BIN)/lint-imports --no-cache
 
-generate: $(STAMP) ## write all that is generated: the CRDs, also as the chart's templates, and the built-in price list
+generate: $(STAMP) ## write all that is generated: the CRDs, the chart's copy of them, the price list, the kustomize base
 	$(BIN)/python -m stepdown.model.crd .
+	$(BIN)/python -m release.base
 
 check: lint generate ## lint, and fail if anything generated differs from what is committed
 	@test -z "$$(git status --porcelain -- $(GENERATED))" \
@@ -55,9 +56,24 @@ cluster-up: $(STAMP) ## a real Kubernetes on this machine; SIZE=node runs pods t
 cluster-down: $(STAMP) ## end it; nothing of it stays
 	@$(BIN)/python -m devcluster down $(if $(CLUSTER),--state-dir $(CLUSTER))
 
-lock: $(STAMP) ## compile requirements.lock from pyproject.toml: names, versions and hashes, no host
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url --no-header \
-	  -o requirements.lock pyproject.toml
+# Times in what is built are the commit's, so that the same commit gives the same bytes.
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheel: $(STAMP) ## the project's wheel, in dist/wheel
+	@rm -rf dist/wheel
+	$(BIN)/pip wheel . --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist/wheel
+
+wheelhouse: wheel ## every wheel of the image, in dist/wheelhouse: the lock's, by hash, and the project's own
+	$(BIN)/python -m release.wheelhouse
+
+TAG ?= stepdown:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BASE_IMAGE ?= python:3.11-slim-bookworm
+image: wheelhouse ## the image, by Docker or buildah; TAG=registry/stepdown:1 names it, BASE_IMAGE=… has Python 3.11
+	$(BIN)/python -m release.image --tag $(TAG) --base-image $(BASE_IMAGE)
+
+LOCK := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: $(STAMP) ## compile the locks from pyproject.toml, for us and for the image: names, versions and hashes, no host
+	$(BIN)/uv pip compile $(LOCK) --extra dev -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock -o requirements-runtime.lock pyproject.toml
 
 clean: ## remove what make made
-	rm -rf .venv .demo .bench .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist .demo .bench .mypy_cache .ruff_cache .hypothesis
