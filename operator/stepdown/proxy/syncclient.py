@@ -89,7 +89,7 @@ class SyncClient:
                 status, answer = await self._exchange(body)
                 moves += 1
             whole = status in (200, 400)
-            return _answer(status, answer)
+            return understood(status, answer)
         except (EOFError, LookupError, ValueError, asyncio.LimitOverrunError, msgspec.MsgspecError) as error:
             whole = False
             raise SyncUnavailable(f"the answer from {self._line.where} cannot be read: {error}") from error
@@ -127,7 +127,8 @@ class SyncClient:
         return status, answer
 
 
-def _answer(status: int, answer: bytes) -> SyncAnswer:
+def understood(status: int, answer: bytes) -> SyncAnswer:
+    """Raises SyncRefused, SyncUnavailable or a MsgspecError."""
     if status == 200:
         return _decode(answer)
     said = f"the keeper answered {status}: {answer[:500].decode('utf-8', 'replace')}"
