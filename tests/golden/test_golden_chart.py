@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from release import helm
 
 CASES = sorted((Path(__file__).parent / "chart").glob("*.in.yaml"))
@@ -18,9 +17,7 @@ def test_golden_chart(case: Path, rewrite_golden: bool) -> None:
     """The objects and the notes of the case are, word for word, what was reviewed."""
     out = case.with_name(case.name.replace(".in.", ".out."))
     rendered = helm.render(yaml.safe_load(case.read_text()))
-    text = "".join(
-        f"# --- {path}\n{each.strip()}\n" for path, each in sorted(rendered.items()) if not path.startswith("crds/")
-    )
+    text = "".join(f"# --- {path}\n{each.strip()}\n" for path, each in sorted(rendered.items()) if not path.startswith("crds/"))
     if rewrite_golden:
         out.write_text(text)
     assert out.exists(), f"{out.name} is missing: run make golden, read it, commit it"

@@ -1,4 +1,5 @@
-"""The image holds what was tested, and all that it needs. If these fail, an image runs versions that no test has seen, or does not start.
+"""The image holds what was tested, and all that it needs. If these fail, an image runs versions that no test has seen, or does
+not start.
 
 No network: the closure is read from what is installed, as the locks were compiled from what the index says.
 """
@@ -7,7 +8,6 @@ import importlib.metadata
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
 from release import lock
 
 RUNTIME = {pin.name: pin for pin in lock.pins(lock.RUNTIME)}

@@ -253,14 +253,14 @@ def files() -> dict[str, str]:
 
 
 def chart_files() -> dict[str, str]:
-    """The same as Helm templates. Nothing in them may look like a template's action."""
+    """The same as Helm templates, for `crds.install`. Nothing else in them may look like a template's action."""
     kept: dict[str, str] = {}
     for kind in KINDS.values():
         document = crd(kind)
         document["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
         text = to_yaml(document)
         assert "{{" not in text, f"{kind.plural}: Helm would read '{{{{' as an action"
-        kept[f"{kind.plural}.yaml"] = text
+        kept[f"{kind.plural}.yaml"] = f"{{{{- if .Values.crds.install }}}}\n{text}{{{{- end }}}}\n"
     return kept
 
 
