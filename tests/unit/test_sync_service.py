@@ -16,6 +16,7 @@ from stepdown.model.config import Channel, Fleet, Ladder, Route, Shard, digest, 
 from stepdown.model.sync import Ask, LeaseReport, SyncAnswer, SyncRequest
 from stepdown.sync.http import SocketInUse, SyncServer
 from stepdown.sync.service import SyncRefused, SyncService, SyncUnavailable
+from tests.unit.proxy_money import Proxy
 
 ACCOUNT = "shop/team@0"
 BINDING = Binding("shop/team", 0, 10**9, 1000, True, frozenset({"shop/chat"}))
@@ -133,6 +134,21 @@ def test_a_ledger_that_fails_is_no_answer(tmp_path: Path) -> None:
             await service.sync(request())
         ledger._database._connection.execute("PRAGMA query_only = OFF")
         assert (await service.sync(request())).verdict == "ok"
+
+    run(work, ledger)
+
+
+def test_a_proxy_in_the_same_process_outlives_a_ledger_that_fails(tmp_path: Path) -> None:
+    """`stepdown run` on a disk that was full for a moment would serve on, and never sync again."""
+    ledger = Ledger.open(tmp_path / "ledger", create=True)
+
+    async def work(service: SyncService) -> None:
+        proxy = Proxy(tmp_path / "proxy", wire=service.sync)
+        ledger._database._connection.execute("PRAGMA query_only = ON")
+        assert await proxy.syncer.once() is False
+        ledger._database._connection.execute("PRAGMA query_only = OFF")
+        assert await proxy.syncer.once() is True
+        proxy.state.close(finished=False)
 
     run(work, ledger)
 
