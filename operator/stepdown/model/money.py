@@ -10,13 +10,14 @@ In the API, money is a decimal string, since JSON numbers above 2^53 are not por
 """
 
 import re
+from typing import Final
 
-NUSD_PER_USD = 1_000_000_000
-PUSD_PER_NUSD = 1_000
-_CENT_NUSD = 10_000_000
-PUSD_PER_USD_PER_MTOK = 1_000_000
+NUSD_PER_USD: Final = 1_000_000_000
+PUSD_PER_NUSD: Final = 1_000
+_CENT_NUSD: Final = 10_000_000
+PUSD_PER_USD_PER_MTOK: Final = 1_000_000
 
-MAX_USD = 999_999_999
+MAX_USD: Final = 999_999_999
 """The largest sum that a resource may state, in USD: far below 2^63 nUSD, so that sums of sums stay exact in SQL."""
 
 USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
@@ -25,8 +26,8 @@ USD_PATTERN = r"^[0-9]{1,9}(\.[0-9]{1,9})?$"
 PRICE_PATTERN = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"
 """What a price in USD per million tokens looks like: at most six decimals (pUSD a token)."""
 
-_USD = re.compile(USD_PATTERN, re.ASCII)
-_PRICE = re.compile(PRICE_PATTERN, re.ASCII)
+_USD: Final = re.compile(USD_PATTERN, re.ASCII)
+_PRICE: Final = re.compile(PRICE_PATTERN, re.ASCII)
 
 
 def usd_to_nusd(usd: str) -> int:
@@ -46,7 +47,7 @@ def nusd_to_usd(nusd: int, *, digits: int | None = None) -> str:
     if nusd < 0:
         return "-" + nusd_to_usd(-nusd, digits=digits)
     if digits is None:
-        whole, frac = divmod(nusd, NUSD_PER_USD)
+        whole, frac = nusd // NUSD_PER_USD, nusd % NUSD_PER_USD
         if frac % _CENT_NUSD == 0:
             return f"{whole}.{frac // _CENT_NUSD:02d}"
         return f"{whole}.{str(NUSD_PER_USD + frac)[1:]}".rstrip("0")

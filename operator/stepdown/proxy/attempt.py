@@ -14,17 +14,20 @@ cut.
 
 import asyncio
 import zlib
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepdown.proxy.hold import Hold, Usage
 from stepdown.proxy.sse import NotJson, Stream, answer_usage, error_message
 from stepdown.proxy.upstream import Connection, Headers, Pool
 from stepdown.proxy.wire import Wire
 
-NEVER = float("inf")
+if TYPE_CHECKING:
+    from stepdown.proxy.exchange import Exchange
 
-_PLAIN = (b"", b"identity")
-_ZIPPED = (b"gzip", b"x-gzip", b"deflate")
+NEVER: Final = float("inf")
+
+_PLAIN: Final = (b"", b"identity")
+_ZIPPED: Final = (b"gzip", b"x-gzip", b"deflate")
 
 
 class Failure(NamedTuple):
@@ -41,19 +44,8 @@ class Failure(NamedTuple):
     """It went out on a kept connection that ended without a byte: a fresh one may do."""
 
 
-class Owner(Protocol):
-    """Who waits for the attempt."""
-
-    def streams(self, attempt: "Attempt", content_type: bytes) -> None: ...
-    def relay(self, data: bytes) -> None: ...
-    def flush(self) -> None: ...
-    def streamed(self, attempt: "Attempt") -> None: ...
-    def answered(self, attempt: "Attempt", status: int, headers: Headers, body: bytes, cost_nusd: int) -> None: ...
-    def failed(self, attempt: "Attempt", failure: Failure) -> None: ...
-
-
 class Attempt:
-    """A sink for one upstream connection."""
+    """What one upstream connection tells, and what it comes to."""
 
     __slots__ = (
         "_active",
@@ -78,9 +70,9 @@ class Attempt:
         "want_stream",
     )
 
-    def __init__(self, wire: Wire, owner: Owner, hold: Hold, want_stream: bool, show_usage: bool) -> None:
+    def __init__(self, wire: Wire, owner: "Exchange", hold: Hold, want_stream: bool, show_usage: bool) -> None:
         self._wire = wire
-        self.owner: Owner | None = owner
+        self.owner: Exchange | None = owner
         self.hold = hold
         self.want_stream = want_stream
         self.show_usage = show_usage
@@ -217,10 +209,12 @@ class Attempt:
                 self._reject(f"its answer has more than {self._wire.limits.max_stream_bytes} bytes")
 
     def fed(self) -> None:
+        """All that came at once has been told, and the answer is not yet whole."""
         if self._stream is not None and self.owner is not None:
             self.owner.flush()
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """Head, data and end in one: the connection is free again already."""
         self._connection = None
         if status == 200 and not self.want_stream and b"content-encoding" not in headers:
             self._status = status
@@ -251,7 +245,7 @@ class Attempt:
             self._answer_plain(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def lost(self, why: str, *, began: bool) -> None:
-        """The answer will not come whole."""
+        """The answer will not come whole. `began`: some of it had come."""
         owner, self.owner = self.owner, None
         if self._status >= 400:
             self.owner = owner
@@ -324,7 +318,7 @@ class Attempt:
 
     def _tell(
         self,
-        owner: Owner | None,
+        owner: "Exchange | None",
         what: str,
         status: int,
         *,

@@ -6,15 +6,16 @@ books.
 """
 
 from collections.abc import Sequence
-
-import msgspec
+from typing import Final
 
 from stepdown.model.config import RequestClass
-from stepdown.model.sync import Counter
 from stepdown.proxy.counters import Count, Counters
 from stepdown.proxy.lease import Lease
+from stepdown.proxy.records import LeaseState, OpenState, State
 
-SUCCESS, ESTIMATED, UNPRICED = 1, 2, 4
+SUCCESS: Final = 1
+ESTIMATED: Final = 2
+UNPRICED: Final = 4
 """Flags of an ending, as the log writes them."""
 
 
@@ -51,33 +52,6 @@ class Reservation:
         self.amount_nusd = amount_nusd
 
 
-class LeaseState(msgspec.Struct, frozen=True, array_like=True):
-    account: str
-    granted: int
-    returned: int
-    consumed: int
-    estimated: int
-
-
-class OpenState(msgspec.Struct, frozen=True, array_like=True):
-    id: int
-    amount_nusd: int
-    route: str
-    model: str
-    request_class: RequestClass
-    day: int
-    accounts: tuple[str, ...]
-
-
-class State(msgspec.Struct, frozen=True):
-    """The books as a snapshot in the log."""
-
-    next_hold: int
-    leases: tuple[LeaseState, ...]
-    counters: tuple[Counter, ...]
-    open: tuple[OpenState, ...]
-
-
 class Books:
     """All that one instance must not forget."""
 
@@ -96,7 +70,7 @@ class Books:
         books = cls(heard=False)
         books.next_hold = state.next_hold
         for each in state.leases:
-            books.leases[each.account] = Lease(*msgspec.structs.astuple(each))
+            books.leases[each.account] = Lease(each.account, each.granted, each.returned, each.consumed, each.estimated)
         books.counters = Counters(state.counters)
         for was in state.open:
             line = books.line(was.route, was.model, was.request_class, was.day, was.accounts)

@@ -6,16 +6,18 @@ by one request; one that said Retry-After is left alone until then; and attempts
 a share of all requests. Time is a parameter, in seconds of any clock that never steps.
 """
 
-THRESHOLD = 5
+from typing import Final
+
+THRESHOLD: Final = 5
 """Consecutive failures that open a model's breaker."""
-OPEN_S = 5.0
+OPEN_S: Final = 5.0
 """How long it then stays open; doubled each time the probe fails, up to `MAX_OPEN_S`."""
-MAX_OPEN_S = 60.0
-MAX_RETRY_AFTER_S = 600.0
+MAX_OPEN_S: Final = 60.0
+MAX_RETRY_AFTER_S: Final = 600.0
 """A Retry-After beyond this is a mistake of the upstream's, and must not take a model away for a day."""
-RETRY_SHARE = 0.25
+RETRY_SHARE: Final = 0.25
 """Attempts beyond the first, as a share of requests."""
-RETRY_BURST = 25.0
+RETRY_BURST: Final = 25.0
 """And so many at once, which also serves a proxy that has seen few requests."""
 
 

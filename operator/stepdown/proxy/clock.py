@@ -8,9 +8,10 @@ heard plus the seconds since. The till, the syncer and the log read this; tests 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boottime_s() -> float:

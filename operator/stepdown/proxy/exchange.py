@@ -11,7 +11,7 @@ No task runs on the usual way: everything happens in the callbacks of the two co
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from stepdown.model.config import Reason, RequestClass
 from stepdown.model.money import nusd_to_usd
@@ -36,10 +36,10 @@ from stepdown.proxy.wire import Unreachable, Wire, header_value
 if TYPE_CHECKING:
     from stepdown.proxy.front import Front
 
-_GONE = 499
+_GONE: Final = 499
 """What is counted for a client that left before its answer had ended, as nginx does."""
 
-_STREAM_HEAD = b"cache-control: no-cache\r\n"
+_STREAM_HEAD: Final = b"cache-control: no-cache\r\n"
 
 
 class Exchange:
@@ -120,10 +120,10 @@ class Exchange:
             raise Unavailable("this proxy has no config yet: it has not heard from the operator. Try again", code="no_config")
         try:
             route, request_class = table.find(model, header_class)
-        except UnknownRoute as error:
-            raise wire.callers(table).stranger(digest, authorization, model, str(error)) from None
-        except UnknownClass as error:
-            raise NotFound(str(error), param="model", code="class_not_found", status=400) from None
+        except UnknownRoute as no_route:
+            raise wire.callers(table).stranger(digest, authorization, model, str(no_route)) from None
+        except UnknownClass as no_class:
+            raise NotFound(str(no_class), param="model", code="class_not_found", status=400) from None
         if route.key_hashes is not None and digest not in route.key_hashes:
             raise wire.callers(table).stranger(digest, authorization, model, "")
         if route.config.refuse:
@@ -133,12 +133,8 @@ class Exchange:
     # Money
 
     def _admit(self, rungs: Sequence[RungEntry] | None = None, reason: Reason | None = None, *, fresh: bool = False) -> None:
-        admit = self._wire.till.admit
         try:
-            if rungs is None:
-                hold = admit(self._route, self._class, self._chat.shape)
-            else:
-                hold = admit(self._route, self._class, self._chat.shape, rungs=rungs, reason=reason)
+            hold = self._wire.till.admit(self._route, self._class, self._chat.shape, rungs=rungs, reason=reason)
         except Refused as refused:
             self._no_money(refused)
             return

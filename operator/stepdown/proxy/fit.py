@@ -8,12 +8,12 @@ nothing.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from stepdown.proxy.shape import RequestShape
 from stepdown.proxy.table import RungEntry
 
-DRAIN_S = 60.0
+DRAIN_S: Final = 60.0
 """How long a request may outlive its timeout, drained in the background for its usage."""
 
 

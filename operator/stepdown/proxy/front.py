@@ -9,7 +9,7 @@ anything.
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import httptools
 
@@ -29,14 +29,15 @@ from stepdown.proxy.heads import MAX_MEMOS, Names, around_length, body_again
 if TYPE_CHECKING:
     from stepdown.proxy.server import ProxyServer
 
-CHAT_PATH = b"/v1/chat/completions"
+CHAT_PATH: Final = b"/v1/chat/completions"
 
-_USUAL = (b"authorization", b"content-length", b"host", b"x-stepdown-class")
-_ODD = (b"content-encoding", b"expect", b"transfer-encoding", b"upgrade")
+_USUAL: Final = (b"authorization", b"content-length", b"host", b"x-stepdown-class")
+_ODD: Final = (b"content-encoding", b"expect", b"transfer-encoding", b"upgrade")
 """The headers that mean something here; all others are not even kept. None may come twice. An odd one needs a closer look."""
-_NAMES = Names(*_USUAL, *_ODD)
+_NAMES: Final = Names(*_USUAL, *_ODD)
 
-_ODD_SET = frozenset(_ODD)
+_ODD_SET: Final = frozenset(_ODD)
+_REASONS: Final = REASONS
 
 Request = tuple[bytes, bytes, dict[bytes, bytes], bytes, bool, bool]
 """Method, path, headers, body, whether the connection is kept, whether it is HTTP/1.0."""
@@ -47,8 +48,8 @@ Memo = tuple[bytes, bytes, bytes, bytes | None, str | None]
 authorization, the digest of its key, and the class that it asks for."""
 
 
-class Front(asyncio.Protocol):
-    """One client connection."""
+class Front:
+    """One client connection: an `asyncio.Protocol` in all but name, since a class of C has no base in Python."""
 
     __slots__ = (
         "_auth",
@@ -370,13 +371,13 @@ class Front(asyncio.Protocol):
             outbox.write(
                 self._transport,
                 b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n\r\n%b"
-                % (status, REASONS.get(status, b"-"), head, len(body), body),
+                % (status, _REASONS.get(status, b"-"), head, len(body), body),
             )
         else:
             outbox.write(
                 self._transport,
                 b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (status, REASONS.get(status, b"-"), head, len(body), body),
+                % (status, _REASONS.get(status, b"-"), head, len(body), body),
             )
         self._done()
 
@@ -437,7 +438,7 @@ class Front(asyncio.Protocol):
             body = fault.body()
             transport.write(
                 b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (fault.status, REASONS.get(fault.status, b"-"), fault.head(), len(body), body)
+                % (fault.status, _REASONS.get(fault.status, b"-"), fault.head(), len(body), body)
             )
         elif not self._lingering:
             transport.close()

@@ -5,13 +5,13 @@ it comes again, so nothing is left to parse but the digits of its content length
 """
 
 import re
+from typing import Final
 
-MAX_MEMOS = 8
+MAX_MEMOS: Final = 8
 """So many heads are remembered on a connection without one that came again: a peer whose heads all differ costs no more."""
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
-_MAX_DIGITS = 12
-_MAX_NAMES = 1024
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+_MAX_NAMES: Final = 1024
 
 
 class Names(dict[bytes, bytes]):
@@ -44,12 +44,19 @@ def around_length(data: bytes) -> tuple[bytes, bytes] | None:
 
 def body_again(data: bytes, before: bytes, behind: bytes) -> bytes | None:
     """The body, if `data` is one whole message with this head but for its content length, and nothing else."""
-    if not data.startswith(before):
-        return None
     begin = len(before)
-    end = data.find(b"\r", begin, begin + _MAX_DIGITS + 1)
-    digits = data[begin:end]
-    if end < 0 or not digits.isdigit() or not data.startswith(behind, end):
+    if data[:begin] != before:
         return None
-    body = data[end + len(behind) :]
-    return body if len(body) == int(digits) else None
+    # What is not head must be body, so the length that the head has to state is known before it is looked at.
+    rest = len(data) - begin - len(behind)
+    digits = 1
+    above = 10
+    while rest - digits >= above:
+        digits += 1
+        above *= 10
+    length = rest - digits
+    if length < 0 or (digits > 1 and length * 10 < above):
+        return None
+    middle = b"%d%b" % (length, behind)
+    end = begin + len(middle)
+    return data[end:] if data[begin:end] == middle else None

@@ -18,6 +18,7 @@ from stepdown.model.sync import pod_mark
 from stepdown.proxy import wal
 from stepdown.proxy.books import Books
 from stepdown.proxy.clock import Clock, boot_id
+from stepdown.proxy.records import Identity
 
 
 class StateDirBusy(Exception):
@@ -37,7 +38,7 @@ class StateDir:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = path
         self._clock = clock
-        self._identity = wal.Identity(instance="", boot_id=boot_id() if boot is None else boot, pod_uid=pod_uid)
+        self._identity = Identity(instance="", boot_id=boot_id() if boot is None else boot, pod_uid=pod_uid)
         self._lock = _locked(path / "lock")
         self.lost_because = ""
         """Why an old log could not be resumed; empty: there was none, or it was resumed."""
@@ -95,7 +96,7 @@ class StateDir:
         self.charged_on_resume = books.charge_open()
         return instance, books
 
-    def _named(self, instance: str) -> wal.Identity:
+    def _named(self, instance: str) -> Identity:
         return msgspec.structs.replace(self._identity, instance=instance)
 
     def _new_log(self, instance: str, books: Books) -> wal.Log:

@@ -6,13 +6,15 @@ only grow, which is what makes a lost, repeated or reordered message harmless. `
 reserved`` is kept as a number of its own, since the hot path asks for nothing else; `reserved` follows from it.
 """
 
+from typing import Final
+
 from stepdown.model.config import Account
 from stepdown.model.sync import LeaseGrant, LeaseReport
 
-WANT_S = 2.0
+WANT_S: Final = 2.0
 """How many seconds of its recent rate of reservation a proxy would like to hold idle: enough to span two syncs."""
 
-_HALF_S = 2.0
+_HALF_S: Final = 2.0
 """The rate of reservation is smoothed: what is this old counts half."""
 
 

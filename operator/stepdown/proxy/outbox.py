@@ -7,8 +7,9 @@ Whoever closes a transport that may have been written to calls `send` first.
 """
 
 import asyncio
+from typing import Final
 
-_LARGE_BYTES = 32 * 1024
+_LARGE_BYTES: Final = 32 * 1024
 """So much is not held: a turn can read megabytes from one socket, and only a write tells the reader that it is held up."""
 
 

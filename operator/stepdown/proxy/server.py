@@ -8,6 +8,8 @@ replaces pods that hold leases by pods that do not; from then on the proxy is re
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
+from typing import cast
 
 import msgspec
 
@@ -15,11 +17,12 @@ from stepdown.model.config import Fleet
 from stepdown.proxy.errors import JSON_HEAD, ApiError, MethodNotAllowed, NotFound, Unauthenticated, Unavailable
 from stepdown.proxy.front import CHAT_PATH, Front
 from stepdown.proxy.keys import KeySource
+from stepdown.proxy.limits import Limits
 from stepdown.proxy.metrics import Family, Sample, one, render
 from stepdown.proxy.syncer import Syncer
 from stepdown.proxy.table import Table
 from stepdown.proxy.till import Till
-from stepdown.proxy.wire import Limits, Wire
+from stepdown.proxy.wire import Wire
 
 _TEXT_HEAD = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _BACKLOG = 4096
@@ -79,7 +82,7 @@ class ProxyServer:
         self._look_at_table(0.0)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Front(self),
+            cast("Callable[[], asyncio.Protocol]", lambda: Front(self)),
             self._config.host,
             self._config.port,
             backlog=_BACKLOG,

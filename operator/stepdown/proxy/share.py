@@ -5,7 +5,9 @@ than 5 % of the route's requests been premium. A quiet hour saves up no more tha
 begins at nothing.
 """
 
-BURST = 10
+from typing import Final
+
+BURST: Final = 10
 """Premium requests that can be saved up at most."""
 
 

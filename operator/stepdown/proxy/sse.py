@@ -6,42 +6,24 @@ the last one counts.
 """
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from stepdown.proxy.hold import Usage
+from stepdown.proxy.said import Said, decode_answer
 
-MAX_TOKENS_SAID = 10**12
+MAX_TOKENS_SAID: Final = 10**12
 """More tokens than any request has is rubbish."""
-MAX_EVENT_BYTES = 4 * 1024 * 1024
+MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 """An event that does not end within this is rubbish: the stream is relayed, but no longer held back."""
 
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
-_new = tuple.__new__
+_decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
+_new: Final = tuple.__new__
 
-_NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Said(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    prompt_cache_hit_tokens: int | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Said | None = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_NULL_USAGE: Final = re.compile(rb',\s*"usage"\s*:\s*null(?=\s*[,}])')
+_EVENT_END: Final = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 class NotJson(Exception):
@@ -51,7 +33,7 @@ class NotJson(Exception):
 def answer_usage(body: bytes) -> Usage | None:
     """The usage of a plain answer; None: missing, wrong or rubbish. Raises NotJson."""
     try:
-        return _usage(_decode_answer(body).usage)
+        return _usage(decode_answer(body).usage)
     except msgspec.ValidationError:
         pass  # JSON, but the usage is not one
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -64,7 +46,7 @@ def answer_usage(body: bytes) -> Usage | None:
     raise NotJson
 
 
-def _usage(said: _Said | None) -> Usage | None:
+def _usage(said: Said | None) -> Usage | None:
     """Disjoint tokens from what the upstream says, or None where that cannot be so."""
     if said is None:
         return None
@@ -152,7 +134,7 @@ class Stream:
         if chunk is None or chunk.get("usage") is None:
             return None
         try:
-            self.usage = _usage(msgspec.convert(chunk["usage"], _Said))
+            self.usage = _usage(msgspec.convert(chunk["usage"], Said))
         except msgspec.ValidationError:
             self.usage = None
         self.final = _ends(chunk)

@@ -207,34 +207,26 @@ class Table:
 
     __slots__ = ("_by_field", "fleet", "fleet_digest", "shards")
 
-    def __init__(self, fleet: Fleet, shards: Mapping[int, Shard]) -> None:
-        self._compile(fleet, digest(fleet), {index: ShardEntry(shard) for index, shard in shards.items()})
-
-    def _compile(self, fleet: Fleet, fleet_digest: str, shards: dict[int, ShardEntry]) -> None:
+    def __init__(self, fleet: Fleet, shards: Mapping[int, Shard], *, keeps: "Table | None" = None) -> None:
+        """`keeps`: the table in force before, whose other shards stay."""
+        kept = keeps.shards if keeps is not None else {}
         self.fleet = fleet
-        self.fleet_digest = fleet_digest
-        self.shards = shards
+        self.fleet_digest: str = digest(fleet) if keeps is None or fleet is not keeps.fleet else keeps.fleet_digest
+        self.shards: dict[int, ShardEntry] = dict(kept)
+        for index, shard in shards.items():
+            self.shards[index] = ShardEntry(shard, kept[index].generation + 1 if index in kept else 0)
         self._by_field: dict[str, RouteEntry] = {}
         own = fleet.namespace + "/"
-        for shard in shards.values():
-            self._by_field.update(shard.routes)
-            for name, route in shard.routes.items():
+        for entry in self.shards.values():
+            self._by_field.update(entry.routes)
+            for name, route in entry.routes.items():
                 if name.startswith(own):
                     self._by_field[name[len(own) :]] = route
 
     def replace(self, fleet: Fleet | None, shards: Mapping[int, Shard]) -> "Table":
         """A table with these shards in place of those of the same index. Raises BadConfig and changes nothing."""
-        fresh = {
-            index: ShardEntry(shard, self.shards[index].generation + 1 if index in self.shards else 0)
-            for index, shard in shards.items()
-        }
-        table = Table.__new__(Table)
-        table._compile(
-            fleet if fleet is not None else self.fleet,
-            digest(fleet) if fleet is not None else self.fleet_digest,
-            {**self.shards, **fresh},
-        )
-        for index in fresh:
+        table = Table(fleet if fleet is not None else self.fleet, shards, keeps=self)
+        for index in shards:
             if index in self.shards:
                 self.shards[index].retired = True
         return table

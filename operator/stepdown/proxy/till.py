@@ -8,6 +8,7 @@ brings money and config.
 
 from collections.abc import Callable, Sequence
 from struct import error as StructError
+from typing import Final
 
 from stepdown.model.config import Reason, RequestClass
 from stepdown.proxy.books import ESTIMATED, SUCCESS, UNPRICED
@@ -25,10 +26,10 @@ from stepdown.proxy.wal import LogUnavailable
 
 __all__ = ["Hold", "Refused", "Till", "Usage"]
 
-_DAY_S = 86_400
-_MOST_NUSD = 10**15
+_DAY_S: Final = 86_400
+_MOST_NUSD: Final = 10**15
 """A million USD. A worst case above it is no bound, a stated usage above it is rubbish; and sums stay far below 64 bits."""
-_MOST_TOKENS = 1 << 40
+_MOST_TOKENS: Final = 1 << 40
 
 
 class Till:

@@ -1,32 +1,35 @@
 """The client side: kept connections to the one upstream of the fleet. `exchange` sends attempts through them.
 
-A connection serves one attempt at a time. What it reads goes to the attempt by four calls (`Sink`). A request whose bytes
-went out may have been processed, whatever happened then: that is the caller's to judge; what this module makes sure of is
-that it is not sent on a connection that was known to be closed.
+A connection serves one attempt at a time, and tells it what it reads: `head`, `data`, `fed` and `end`, or `whole`, or `lost`. A
+request whose bytes went out may have been processed, whatever happened then: that is the caller's to judge; what this module
+makes sure of is that it is not sent on a connection that was known to be closed.
 """
 
 import asyncio
 import select
 import ssl
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 from stepdown import __version__
 from stepdown.proxy.heads import MAX_MEMOS, Names, around_length, body_again
+from stepdown.proxy.limits import Limits
 from stepdown.proxy.outbox import Outbox
 
 if TYPE_CHECKING:
-    from stepdown.proxy.wire import Limits, Sweeper
+    from stepdown.proxy.attempt import Attempt
+    from stepdown.proxy.wire import Sweeper
 
-_TRUST_S = 1.0
+_TRUST_S: Final = 1.0
 """A connection that was idle for longer is looked at before it is used again: the upstream may have closed it meanwhile."""
-_MAX_HEAD_BYTES = 64 * 1024
-_PORTS = {"http": 80, "https": 443}
-_READ = (b"content-type", b"content-encoding", b"content-length", b"transfer-encoding", b"retry-after", b"x-request-id")
-_NAMES = Names(*_READ)
-_MAX_VALUE_BYTES = 1024
+_MAX_HEAD_BYTES: Final = 64 * 1024
+_PORTS: Final = {"http": 80, "https": 443}
+_READ: Final = (b"content-type", b"content-encoding", b"content-length", b"transfer-encoding", b"retry-after", b"x-request-id")
+_NAMES: Final = Names(*_READ)
+_MAX_VALUE_BYTES: Final = 1024
 
 Headers = dict[bytes, bytes]
 """Those of `_READ` that came, by their name in lower case; of one that came twice the last."""
@@ -36,28 +39,12 @@ Memo = tuple[bytes, bytes, int, Headers]
 """A head that has been parsed: what is before its content length and behind it; its status, and what was read of it."""
 
 
-class Sink(Protocol):
-    """Who sent a request and hears of its answer."""
-
-    def head(self, status: int, headers: Headers) -> None: ...
-    def data(self, data: bytes) -> None: ...
-    def fed(self) -> None:
-        """All that came at once has been told, and the answer is not yet whole."""
-
-    def end(self) -> None: ...
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Head, data and end in one: the connection is free again already."""
-
-    def lost(self, why: str, *, began: bool) -> None:
-        """The answer will not come whole. `began`: some of it had come."""
-
-
 class BadBaseUrl(ValueError):
     """The fleet's base URL cannot be called."""
 
 
-class Connection(asyncio.Protocol):
-    """One connection to the upstream."""
+class Connection:
+    """One connection to the upstream: an `asyncio.Protocol` in all but name, since a class of C has no base in Python."""
 
     __slots__ = (
         "_began",
@@ -78,7 +65,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
-        self._sink: Sink | None = None
+        self._sink: Attempt | None = None
         self._headers: Headers = {}
         self._head_bytes = 0
         self._began = self._in_body = self._until_close = False
@@ -90,7 +77,7 @@ class Connection(asyncio.Protocol):
         self._memo: Memo | None = None
         self._memos = 0
 
-    def send(self, sink: Sink, head: bytes, body: bytes) -> None:
+    def send(self, sink: "Attempt", head: bytes, body: bytes) -> None:
         self._sink = sink
         self._began = self._in_body = self._until_close = False
         self._head_bytes = 0
@@ -142,6 +129,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"its answer is not HTTP/1.1: {error}")
             return
+        self._fed(data, fresh)
+
+    def _fed(self, data: bytes, fresh: bool) -> None:
+        """The parser has taken what came, and the attempt has heard it; `fresh`: it was the beginning of an answer."""
         sink = self._sink
         if sink is None:
             if fresh and self._memos < MAX_MEMOS:
@@ -184,6 +175,14 @@ class Connection(asyncio.Protocol):
             sink.end()
         else:
             sink.lost(self._closed_by or f"the connection ended: {exc or 'closed by the upstream'}", began=self._began)
+
+    def eof_received(self) -> None:
+        """An upstream that has closed its half has closed the connection."""
+
+    def pause_writing(self) -> None:
+        """A request is whole when it is written: there is nobody to hold up."""
+
+    def resume_writing(self) -> None: ...
 
     # httptools
 
@@ -235,7 +234,7 @@ class Pool:
         self,
         base_url: str,
         loop: asyncio.AbstractEventLoop,
-        limits: "Limits",
+        limits: Limits,
         sweeper: "Sweeper",
         outbox: Outbox,
         ssl_context: ssl.SSLContext | None = None,
@@ -298,14 +297,14 @@ class Pool:
     async def dial(self) -> Connection:
         """A new connection. Raises OSError (certificates included) or TimeoutError."""
         async with asyncio.timeout(self._limits.connect_s):
-            _, connection = await self._loop.create_connection(
-                lambda: Connection(self),
+            _, protocol = await self._loop.create_connection(
+                cast("Callable[[], asyncio.Protocol]", lambda: Connection(self)),
                 self._host,
                 self._port,
                 ssl=self._ssl,
                 server_hostname=self._host if self._ssl else None,
             )
-        return connection
+        return cast("Connection", protocol)
 
     def put(self, connection: Connection) -> None:
         if self._closed or len(self.idle) >= self._limits.max_idle_upstream:

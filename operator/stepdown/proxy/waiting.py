@@ -10,7 +10,7 @@ It is refused when the keeper says that nothing can help and nothing in flight h
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepdown.model.config import Reason, RequestClass
 from stepdown.model.sync import Ask, AskAnswer
@@ -23,11 +23,11 @@ from stepdown.proxy.table import RouteEntry, RungEntry
 if TYPE_CHECKING:
     from stepdown.proxy.till import Till
 
-POLL_S = 0.2
+POLL_S: Final = 0.2
 """How often a request that waits for money from elsewhere asks again."""
-_AGAIN_S = 0.02
+_AGAIN_S: Final = 0.02
 """How soon it asks again when there is reason to."""
-MAX_ASKS = 512
+MAX_ASKS: Final = 512
 """Tickets in one message; the rest go in the next."""
 
 

@@ -22,36 +22,46 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from stepdown.model.config import RequestClass
-from stepdown.proxy.books import Books, Line, Reservation, State
+from stepdown.proxy.books import Books, Line, Reservation
+from stepdown.proxy.records import Definition, Identity, Snapshot, State
 
-SEGMENT_BYTES = 2 * 1024 * 1024
-_SLACK = 16 * 1024
+SEGMENT_BYTES: Final = 2 * 1024 * 1024
+_SLACK: Final = 16 * 1024
 """Room kept for grants, returns and the closing mark while the disk is full."""
-_RETRY_S = 0.25
+_RETRY_S: Final = 0.25
 """After a segment could not be made, how long until the next try: a full disk must not cost the processor too."""
-_TORN_BYTES = 64 * 1024
+_TORN_BYTES: Final = 64 * 1024
 """No record but the snapshot is longer, so neither is what a torn one leaves."""
 
-_SNAPSHOT, _DEFINE, _GRANT, _RETURN, _RESERVE, _SETTLE, _RELEASE, _CLOSE = range(1, 9)
+_SNAPSHOT: Final = 1
+_DEFINE: Final = 2
+_GRANT: Final = 3
+_RETURN: Final = 4
+_RESERVE: Final = 5
+_SETTLE: Final = 6
+_RELEASE: Final = 7
+_CLOSE: Final = 8
 
-_CRC = struct.Struct("<I")
-_HEAD = struct.Struct("<IQB")
-_RESERVE_BODY = struct.Struct("<IQBQIQ")
-_SETTLE_BODY = struct.Struct("<IQBQQQQQB")
-_RELEASE_BODY = struct.Struct("<IQBQB")
-_AMOUNT = struct.Struct("<Q")
-_RESERVE_BYTES = _CRC.size + _RESERVE_BODY.size
-_SETTLE_BYTES = _CRC.size + _SETTLE_BODY.size
-_RELEASE_BYTES = _CRC.size + _RELEASE_BODY.size
-_RESERVE_PAYLOAD = _RESERVE_BODY.size - _HEAD.size
-_SETTLE_PAYLOAD = _SETTLE_BODY.size - _HEAD.size
-_RELEASE_PAYLOAD = _RELEASE_BODY.size - _HEAD.size
+_CRC: Final = struct.Struct("<I")
+_HEAD: Final = struct.Struct("<IQB")
+_RESERVE_BODY: Final = struct.Struct("<IQBQIQ")
+_SETTLE_BODY: Final = struct.Struct("<IQBQQQQQB")
+_RELEASE_BODY: Final = struct.Struct("<IQBQB")
+_AMOUNT: Final = struct.Struct("<Q")
+_RESERVE_BYTES: Final = _CRC.size + _RESERVE_BODY.size
+_SETTLE_BYTES: Final = _CRC.size + _SETTLE_BODY.size
+_RELEASE_BYTES: Final = _CRC.size + _RELEASE_BODY.size
+_RESERVE_PAYLOAD: Final = _RESERVE_BODY.size - _HEAD.size
+_SETTLE_PAYLOAD: Final = _SETTLE_BODY.size - _HEAD.size
+_RELEASE_PAYLOAD: Final = _RELEASE_BODY.size - _HEAD.size
 
-_crc32 = zlib.crc32
+_pack_reserve: Final = _RESERVE_BODY.pack
+_pack_settle: Final = _SETTLE_BODY.pack
+_crc32: Final = zlib.crc32
 
 
 class LogError(Exception):
@@ -68,33 +78,6 @@ class LogLost(LogError):
 
 class LogClosed(LogLost):
     """Its instance ended in good order: nothing is lost, a new one begins."""
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose log it is. Only the same pod on the same boot, in the same file, resumes it."""
-
-    instance: str
-    boot_id: str
-    pod_uid: str
-
-
-class _Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """The first record of a segment. A copy of the file has another inode, a cut one another size."""
-
-    identity: Identity
-    device: int
-    inode: int
-    size: int
-    state: State
-
-
-class _Definition(msgspec.Struct, frozen=True, array_like=True):
-    key_id: int
-    route: str
-    model: str
-    request_class: RequestClass
-    day: int
-    accounts: tuple[str, ...]
 
 
 class Log:
@@ -161,9 +144,9 @@ class Log:
             self._define(line)
         pos = self._pos
         seq = self._seq + 1
-        body = _RESERVE_BODY.pack(_RESERVE_PAYLOAD, seq, _RESERVE, hold_id, line.key_id, amount_nusd)
+        body = _pack_reserve(_RESERVE_PAYLOAD, seq, _RESERVE, hold_id, line.key_id, amount_nusd)
         self._pos = end = pos + _RESERVE_BYTES
-        self._map[pos:end] = _CRC.pack(_crc32(body)) + body  # type: ignore[index]
+        self._map[pos:end] = _crc32(body).to_bytes(4, "little") + body  # type: ignore[index]
         self._seq = seq
         self._owed += _SETTLE_BYTES
 
@@ -171,9 +154,9 @@ class Log:
         """A request has ended. Never fails for want of room; raises struct.error on a number that is not one of 64 bits."""
         pos = self._pos
         seq = self._seq + 1
-        body = _SETTLE_BODY.pack(_SETTLE_PAYLOAD, seq, _SETTLE, hold_id, cost_nusd, uncached_input, cached_input, output, flags)
+        body = _pack_settle(_SETTLE_PAYLOAD, seq, _SETTLE, hold_id, cost_nusd, uncached_input, cached_input, output, flags)
         self._pos = end = pos + _SETTLE_BYTES
-        self._map[pos:end] = _CRC.pack(_crc32(body)) + body  # type: ignore[index]
+        self._map[pos:end] = _crc32(body).to_bytes(4, "little") + body  # type: ignore[index]
         self._seq = seq
         self._owed -= _SETTLE_BYTES
 
@@ -214,7 +197,7 @@ class Log:
         count = line.count
         accounts = tuple(lease.account for lease in line.leases)
         key_id = self._next_key
-        payload = msgspec.json.encode(_Definition(key_id, count.route, count.model, count.request_class, count.day, accounts))
+        payload = msgspec.json.encode(Definition(key_id, count.route, count.model, count.request_class, count.day, accounts))
         self._append(_DEFINE, payload)
         self._next_key = key_id + 1
         line.key_id = key_id
@@ -223,7 +206,7 @@ class Log:
     def _put(self, body: bytes) -> None:
         pos = self._pos
         self._pos = end = pos + _CRC.size + len(body)
-        self._map[pos:end] = _CRC.pack(_crc32(body)) + body  # type: ignore[index]
+        self._map[pos:end] = _crc32(body).to_bytes(4, "little") + body  # type: ignore[index]
         self._seq += 1
 
     def _rotate(self) -> None:
@@ -251,11 +234,11 @@ class Log:
             size = max(self._segment_bytes, -(-2 * rough // mmap.PAGESIZE) * mmap.PAGESIZE)
             _allocate(fd, size)
             mapped = mmap.mmap(fd, size)
-            snapshot = _Snapshot(identity=self.identity, device=made.st_dev, inode=made.st_ino, size=size, state=state)
+            snapshot = Snapshot(identity=self.identity, device=made.st_dev, inode=made.st_ino, size=size, state=state)
             payload = msgspec.json.encode(snapshot)
             body = _HEAD.pack(len(payload), self._seq + 1, _SNAPSHOT) + payload
             end = _CRC.size + len(body)
-            mapped[0:end] = _CRC.pack(_crc32(body)) + body
+            mapped[0:end] = _crc32(body).to_bytes(4, "little") + body
             draft.replace(self._path)
         except OSError as error:
             with suppress(OSError):
@@ -283,7 +266,7 @@ def read(path: Path, identity: Identity) -> Books:
     if kind != _SNAPSHOT:
         raise LogLost("it does not begin with a snapshot")
     try:
-        snapshot = msgspec.json.decode(payload, type=_Snapshot)
+        snapshot = msgspec.json.decode(payload, type=Snapshot)
     except msgspec.MsgspecError as error:
         raise LogLost(f"its snapshot cannot be read: {error}") from error
     was = snapshot.identity
@@ -303,7 +286,7 @@ def instance_of(path: Path) -> str:
     try:
         data = path.read_bytes()
         payload = (_record(data, 0) or (0, 0, 0, b""))[3]
-        return msgspec.json.decode(payload, type=_Snapshot).identity.instance
+        return msgspec.json.decode(payload, type=Snapshot).identity.instance
     except (OSError, msgspec.MsgspecError):
         return ""
 
@@ -366,7 +349,7 @@ def _apply(kind: int, payload: bytes, books: Books, lines: dict[int, Line]) -> N
         hold_id, attempted = struct.unpack("<QB", payload)
         books.release(books.open[hold_id], attempted=bool(attempted))
     elif kind == _DEFINE:
-        was = msgspec.json.decode(payload, type=_Definition)
+        was = msgspec.json.decode(payload, type=Definition)
         lines[was.key_id] = books.line(was.route, was.model, was.request_class, was.day, was.accounts)
     elif kind in (_GRANT, _RETURN):
         lease = books.lease(payload[_AMOUNT.size :].decode())
