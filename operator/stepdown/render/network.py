@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from stepdown.render.parts import Names, Object, made, selector
+from stepdown.render.parts import Names, Object, Settings, made, selector
 
 _NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 
@@ -13,7 +13,7 @@ def service(names: Names) -> Object:
     return made(names, "v1", "Service", names.name, spec={"type": "ClusterIP", "selector": selector(names), "ports": [port]})
 
 
-def network_policy(names: Names, base_url: str, sync_url: str) -> Object:
+def network_policy(names: Names, base_url: str, settings: Settings) -> Object:
     """In: HTTP from any pod; who may call a route is the route's to say, and Prometheus scrapes the same port. Out: names, the
     operator's sync, the upstream; nothing else, whatever a body that is forwarded makes a library do.
     """
@@ -24,25 +24,26 @@ def network_policy(names: Names, base_url: str, sync_url: str) -> Object:
         "egress": [
             # To any address: a node-local DNS cache is no pod, and its address is the cluster's own matter.
             {"ports": [_port("UDP", 53), _port("TCP", 53)]},
-            _egress(sync_url, names),
+            _egress(settings.sync_url, names, settings.sync_port),
             _egress(base_url, names),
         ],
     }
     return made(names, "networking.k8s.io/v1", "NetworkPolicy", names.common, spec=spec)
 
 
-def _egress(url: str, names: Names) -> Object:
+def _egress(url: str, names: Names, pod_port: int | None = None) -> Object:
     """Out to a URL's port. A NetworkPolicy knows no names, so a host outside the cluster is any address.
 
-    A host in the cluster is its namespace's pods, on any port: what the policy sees is the port of the pod behind the Service,
-    which the URL does not say.
+    A host in the cluster is its namespace's pods, on `pod_port`: what the policy sees is the port of the pod behind a Service,
+    which the URL does not say; None: any.
     """
     parts = urlsplit(url)
     _, _, rest = (parts.hostname or "").partition(".")
     namespace, _, kind = rest.partition(".")
     if kind == "svc" or kind.startswith("svc.") or not rest:
         namespace = namespace or names.namespace
-        return {"to": [{"namespaceSelector": {"matchLabels": {_NAMESPACE_LABEL: namespace}}}]}
+        ports = {"ports": [_port("TCP", pod_port)]} if pod_port is not None else {}
+        return {"to": [{"namespaceSelector": {"matchLabels": {_NAMESPACE_LABEL: namespace}}}], **ports}
     return {"ports": [_port("TCP", parts.port or (443 if parts.scheme == "https" else 80))]}
 
 

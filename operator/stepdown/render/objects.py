@@ -30,7 +30,7 @@ def fleet_objects(plan: FleetPlan, config: FleetConfig, uid: str, settings: Sett
     objects = [
         service_account(names),
         *config_maps(names, config, settings.ca_bundle),
-        network_policy(names, config.fleet.base_url, settings.sync_url),
+        network_policy(names, config.fleet.base_url, settings),
         deployment(names, spec, settings, _replicas(spec, observed)),
         service(names),
         disruption_budget(names),

@@ -23,6 +23,8 @@ class Settings:
     """Where proxies reach the operator, such as `https://stepdown.stepdown-system.svc:8443`."""
     ca_bundle: str
     """PEM: whoever may have signed the operator's certificate."""
+    sync_port: int = 8443
+    """Where the operator's pods listen for them: what stands behind `sync_url` where that is a Service."""
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     """Names of Secrets in the fleet's namespace, for the image's registry."""

@@ -38,14 +38,13 @@ def service_account(names: Names) -> Object:
 def deployment(names: Names, spec: ProxySpec, settings: Settings, replicas: int | None) -> Object:
     """`replicas` None: the number is another's."""
     content: Object = {
+        **({"replicas": replicas} if replicas is not None else {}),
         "selector": {"matchLabels": selector(names)},
         # Never fewer than there were: a pod's lease and its warm connections go with it, and its successor must be ready first.
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": "25%"}},
         "revisionHistoryLimit": 3,
         "template": {"metadata": {"labels": labels(names)}, "spec": _pod(names, spec, settings)},
     }
-    if replicas is not None:
-        content["replicas"] = replicas
     return made(names, "apps/v1", "Deployment", names.common, spec=content)
 
 
