@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from stepdown.model.config import Fleet, Route, Shard, digest
+from stepdown.model.mounted import encode, pack, shard_file
 from stepdown.model.sync import SyncAnswer, SyncRequest
 from stepdown.proxy.stored import StoredConfig
 from stepdown.proxy.table import Table
@@ -82,6 +83,20 @@ def test_a_new_pod_starts_from_the_mount_with_the_digests_of_sync(tmp_path: Path
     wanted = shards([route("shop/a"), route("shop/b")])
     assert {index: each.digest for index, each in table.shards.items()} == {i: digest(each) for i, each in wanted.items()}
     assert table.fleet_digest == digest(fleet())
+
+
+def test_a_shard_that_lies_compressed_in_its_config_map_is_read(tmp_path: Path) -> None:
+    """A fleet with thousands of routes in a shard would start with the others only."""
+    mounted = mount(tmp_path / "mount", [])
+    for index, shard in shards([route("shop/a")]).items():
+        packed = pack(shard_file(index), encode(shard), max_bytes=600)
+        assert packed is not None and packed[0].endswith(".gz")
+        (mounted / packed[0]).write_bytes(packed[1])
+    table = StoredConfig(tmp_path / "config", FLEET, mount=mounted).load()
+    assert table is not None and names(table) == ["shop/a"]
+    for path in mounted.glob("*.gz"):
+        path.write_bytes(path.read_bytes()[:-9])
+    assert names(StoredConfig(tmp_path / "other", FLEET, mount=mounted).load()) == []
 
 
 @pytest.mark.parametrize("by_ns", [-HOUR_NS, HOUR_NS])

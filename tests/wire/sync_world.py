@@ -12,7 +12,7 @@ from stepdown.model.sync import SyncRequest
 from stepdown.proxy.clock import Clock
 from stepdown.proxy.syncclient import SyncClient
 from stepdown.proxy.syncline import HttpsLine
-from stepdown.sync.auth import Authenticator, LiveFleet
+from stepdown.sync.auth import Api, Authenticator, LiveFleet
 from stepdown.sync.server import PATIENCE_S, SyncHttps
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Authority
@@ -41,11 +41,12 @@ class Operator:
         path: Path,
         service: SyncService | None = None,
         *,
+        api: Api | None = None,
         leader: Callable[[], str | None] = lambda: None,
         ready: Callable[[], bool] = lambda: True,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`path`: where the CA is; replicas that share it are one to their proxies."""
+        """`path`: where the CA is; replicas that share it are one to their proxies. `api`: a real API server."""
         self.path = path
         self.clock = Clock()
         self._own = service is None
@@ -54,8 +55,8 @@ class Operator:
         self.fleets = {FLEET: LiveFleet("fleet-1", 600.0)}
         self.authority = Authority(path / "ca", NAMES, self.clock.now_s())
         self.https = SyncHttps(
-            self.service,
-            Authenticator(self.api, self.fleets.get, self.clock.boot_s),
+            lambda: self.service,
+            Authenticator(api or self.api, self.fleets.get, self.clock.boot_s),
             self.authority,
             leader=leader,
             ready=ready,

@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from stepdown.model.config import Fleet, Shard
+from stepdown.model.mounted import FLEET_FILE, shard_file, unpack
 from stepdown.model.sync import SyncAnswer, SyncRequest
 from stepdown.proxy.syncer import Sync
 from stepdown.proxy.table import BadConfig, Table
@@ -128,9 +129,9 @@ class StoredConfig:
 
     def _put_config(self, fleet: Fleet | None, shards: Sequence[Shard]) -> None:
         if fleet is not None:
-            self._put("fleet.json", msgspec.json.encode(fleet))
+            self._put(FLEET_FILE, msgspec.json.encode(fleet))
         for shard in shards:
-            self._put(f"shard-{shard.index:02}.json", msgspec.json.encode(shard))
+            self._put(shard_file(shard.index), msgspec.json.encode(shard))
 
     def _put(self, name: str, data: bytes) -> None:
         draft = self._path / f".{name}"
@@ -144,24 +145,24 @@ class StoredConfig:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def _read_all(self, path: Path) -> tuple[Fleet, list[Shard]] | None:
-        fleet = self._read(path / "fleet.json", Fleet)
+        fleet = self._read(path / FLEET_FILE, Fleet)
         if fleet is None or fleet.name != self._fleet:
             return None
-        shards = [self._read(each, Shard) for each in sorted(path.glob("shard-*.json"))]
+        shards = [self._read(each, Shard) for each in sorted((*path.glob("shard-*.json"), *path.glob("shard-*.json.gz")))]
         return fleet, [shard for shard in shards if shard is not None]
 
     def _read(self, path: Path, kind: type[T]) -> T | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
+            return msgspec.json.decode(unpack(path.name, path.read_bytes()), type=kind)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (OSError, ValueError, msgspec.DecodeError) as error:
             _log.warning("the stored config %s is not used: %s", path, error)
             return None
 
 
 def _fleet_of(mount: Path | None) -> Path | None:
-    return mount / "fleet.json" if mount is not None else None
+    return mount / FLEET_FILE if mount is not None else None
 
 
 def _time_ns(path: Path | None) -> int:

@@ -40,7 +40,7 @@ class SyncHttps:
 
     def __init__(
         self,
-        service: SyncService,
+        service: Callable[[], SyncService | None],
         authenticator: Authenticator,
         tls: Tls,
         *,
@@ -49,8 +49,8 @@ class SyncHttps:
         now_s: Callable[[], float],
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """`leader`: None where this process leads, else the leader's URL ("": nobody knows it). `ready`: whether every kind
-        has been listed. `now_s`: Unix seconds, for certificates."""
+        """`service`: there is one while this process leads. `leader`: None where it does, else the leader's URL ("": nobody
+        knows it). `ready`: whether every kind has been listed. `now_s`: Unix seconds, for certificates."""
         self._service, self._authenticator, self._tls = service, authenticator, tls
         self._leader, self._ready, self._now_s, self._patience_s = leader, ready, now_s, patience_s
         self.answers: Counter[int] = Counter()
@@ -147,7 +147,7 @@ class SyncHttps:
         if leader is not None:
             where = f"it is at {leader}" if leader else "who does is not known yet"
             return 421, error("not_leader", f"this replica does not keep the ledger; {where}", leader=leader)
-        if not self._ready():
+        if not self._ready() or self._service() is None:
             return 503, error("not_listed", "the operator has not listed every kind yet: it knows of no proxy so far")
         return None
 
@@ -159,8 +159,11 @@ class SyncHttps:
             return too_large()
         except TimeoutError:
             return 408, error("timeout", f"the message was not whole within {self._patience_s:g} s")
+        service = self._service()
+        if service is None:
+            return 503, error("stopping", "this replica does not lead any more")
         return await answered(
-            self._service,
+            service,
             body,
             admit=lambda message: self._authenticator.authorize(caller, message),
             pod=caller.pod_uid,
