@@ -199,6 +199,12 @@ def test_a_status_never_lands_on_another_object_of_the_name(tmp_path: Path) -> N
             api.answer(status(409, "Conflict", "try again"), obj(there))
             with pytest.raises(Conflict):
                 await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {})
+            # As a real one says it: the UID of an object that is there cannot be changed.
+            api.answer(status(422, "Invalid", "metadata.uid: field is immutable"), obj(there))
+            assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "old", {}) is None
+            api.answer(status(422, "Invalid", "status.x: wrong"), obj(there))
+            with pytest.raises(Rejected):
+                await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {})
             api.answer(status(404, "NotFound", "gone", name="chat"))
             assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {}) is None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepdown.cluster import config
-from stepdown.cluster.errors import Conflict, Gone, NotFound, NotServed, Unavailable
+from stepdown.cluster.errors import Conflict, Gone, NotFound, NotServed, Rejected, Unavailable
 from stepdown.cluster.kinds import TOKEN_REVIEW, KindRef, kind_of, named, reference_of
 from stepdown.cluster.watching import ChangeType, lines, parse
 from stepdown.cluster.wire import LIMITS, Answered, Limits, Request, Wire, decode
@@ -203,7 +203,7 @@ class Cluster:
             raise
         except NotFound:
             return None
-        except Conflict:
+        except (Conflict, Rejected):  # another UID is "immutable" (422)
             there = await self.get(kind, namespace, name, metadata_only=True)
             if there is None or there["metadata"].get("uid") != uid:
                 return None
