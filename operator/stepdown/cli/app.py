@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "stepdown.cli.report:report",
     "key": "stepdown.cli.key:key",
     "ledger": "stepdown.cli.ledger:ledger",
+    "operator": "stepdown.cli.operator:operator",
     "completion": "stepdown.cli.completion:completion",
     "version": "stepdown.cli.app:version",
 }

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from stepdown.budget.account import Balance
-from stepdown.ledger.errors import LedgerError
+from stepdown.ledger.errors import LedgerError, LedgerFenced
 from stepdown.plan.plan import Plan
-from stepdown.plan.world import LedgerView, ProxiesSeen, RouteTotals, World
+from stepdown.plan.world import FleetSeen, LedgerView, ProxiesSeen, RouteTotals, World
 from stepdown.reconcile import Pass, reconcile
 from stepdown.sync import log
 from stepdown.sync.clock import now_s
@@ -32,6 +32,8 @@ REFRESH_S = 10.0
 """How often money that moved within its step is put into statuses."""
 TOTALS_S = 30.0
 """How often the routes' traffic is read; statuses show it once a minute."""
+HEAR_S = 5.0
+"""How long proxies have to report after a start; before that nothing is known of them, and statuses keep what they say."""
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -68,6 +70,8 @@ class Engine:
         self._balances: Mapping[str, Balance] = {}
         self._judged_s = 0.0
         self._proxies: Mapping[str, ProxiesSeen] = {}
+        self._began_s = now_s()
+        self._heard = False
         self._wrong = ""
         self.made: Pass | None = None
         """The last pass that is in force."""
@@ -75,11 +79,19 @@ class Engine:
         self.done: Callable[[Pass, Pass | None], None] = _nothing
         """Told each pass that has been published, and the one before it."""
         self.took: Callable[[float], None] = lambda seconds: None
+        """Told how long it took."""
+        self.fleets: Callable[[], Mapping[str, FleetSeen]] = dict
+        """What the cluster has of each fleet."""
 
     def wake(self) -> None:
         """Something may have changed."""
         self.numbers.waiting = 1
         self._woken.set()
+
+    async def first(self) -> None:
+        """The first pass, after everything was listed; when it returns, the config is published. Raises a LedgerError."""
+        while self.made is None:
+            await self._pass()
 
     async def run(self) -> None:
         """Until cancelled. Raises what it cannot live with, such as a ledger that another leader has taken."""
@@ -89,6 +101,8 @@ class Engine:
                 if await self._due():
                     await self._pass()
                 failed, self._wrong = 0, ""
+            except LedgerFenced:
+                raise
             except LedgerError as error:
                 failed += 1
                 self.numbers.failures += 1
@@ -114,7 +128,9 @@ class Engine:
     async def _moved(self, made: Pass) -> bool:
         """Whether money, time or the proxies change what the last pass said."""
         now = now_s()
-        if (made.next_change_s is not None and now >= made.next_change_s) or self._service.proxies(now) != self._proxies:
+        if made.next_change_s is not None and now >= made.next_change_s:
+            return True
+        if self._service.proxies(now) != self._proxies or (not self._heard and now - self._began_s >= HEAR_S):
             return True
         balances = await self._service.call(lambda ledger: ledger.balances(now))
         if moved(made.plan, balances):
@@ -132,10 +148,10 @@ class Engine:
         now = now_s()
         proxies = self._service.proxies(now)
         world = self._world(proxies)
-        if world is None:
-            return
+        assert world is not None, "everything was listed before"
         balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
-        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), proxies)
+        reported = self._reported(proxies, world, now)
+        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), reported)
         before = self.made
         made = await asyncio.get_running_loop().run_in_executor(self._thread, reconcile, world, view, now, before)
         if await self._keeper.bind(made):
@@ -154,7 +170,17 @@ class Engine:
             allowed_upstreams=self._rules.allowed_upstreams,
             fleet_namespaces=self._rules.fleet_namespaces,
             secrets=secrets_seen(self.made.plan, proxies) if self.made is not None else {},
+            fleets=self.fleets(),
         )
+
+    def _reported(self, proxies: Mapping[str, ProxiesSeen], world: World, now: float) -> Mapping[str, ProxiesSeen]:
+        """Nothing right after the start; then an entry for every fleet, since by now its proxies would have reported."""
+        self._heard = self._heard or now - self._began_s >= HEAR_S
+        if not self._heard:
+            return {}
+        fleets = [each.key for each in world.proxies]
+        fleets += [each.key for each in world.invalid if each.kind == "RoutingProxy"]
+        return {**dict.fromkeys(fleets, ProxiesSeen(0)), **proxies}
 
     async def _route_totals(self, now: float) -> Mapping[str, RouteTotals]:
         if now - self._totals_s >= TOTALS_S:

@@ -70,8 +70,6 @@ class Fleets:
         self.seen: Mapping[str, FleetSeen] = {}
         """By RoutingProxy: what the cluster has of it. Another mapping whenever it changes."""
         self.applied: Callable[[str, int, int], None] = lambda fleet, applied, deleted: None
-        self.settled: Callable[[], None] = lambda: None
-        """Told after a fleet has been applied whole."""
 
     def tell(self, made: Pass, deleting: Callable[[str], bool]) -> None:
         """What the last pass says. A RoutingProxy without anything in force keeps the objects that it has; one that is being
@@ -157,7 +155,6 @@ class Fleets:
         if outcome.failed:
             return outcome.retry_s or 0.0
         worker.applied = wanted
-        self.settled()
         return outcome.retry_s
 
     async def _observe(self, wanted: Wanted) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:

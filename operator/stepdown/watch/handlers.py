@@ -17,6 +17,7 @@ from typing import Any
 
 import kopf
 
+from stepdown.cluster.client import Access, Cluster
 from stepdown.model.base import GROUP, VERSION
 from stepdown.model.resources import KINDS
 from stepdown.watch.store import NAMESPACE, WATCHED, Seen, Store, key_of, read
@@ -24,9 +25,6 @@ from stepdown.watch.store import NAMESPACE, WATCHED, Seen, Store, key_of, read
 STOP_S = 10.0
 CHUNK = 500
 """Objects in one part of a LIST."""
-
-Login = Callable[[], kopf.ConnectionInfo]
-"""How to reach the API server; asked again when the API server no longer takes what it said."""
 
 
 class WatchersEnded(Exception):
@@ -39,19 +37,20 @@ class Watchers:
     def __init__(
         self,
         store: Store,
-        login: Login,
+        cluster: Cluster,
         *,
         seen: Callable[[Seen], None],
         removed: Callable[[str, str, int], None],
         ended: Callable[[BaseException], None],
     ) -> None:
         """`seen` and `removed` (kind, key, version) are called on the loop of whoever calls `start`."""
-        self._store, self._login = store, login
+        self._store, self._cluster = store, cluster
         self._seen, self._removed, self._ended = seen, removed, ended
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._stopping = False
+        self._logins = 0
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -99,7 +98,10 @@ class Watchers:
         registry = kopf.OperatorRegistry()
 
         async def login(**_: Any) -> kopf.ConnectionInfo:
-            return self._login()
+            """Asked at the start, and again whenever the API server no longer takes what was said before."""
+            self._logins += 1
+            asked = asyncio.run_coroutine_threadsafe(self._cluster.access(renewed=self._logins > 1), caller)
+            return _connection(await asyncio.wrap_future(asked))
 
         kopf.on.login(registry=registry)(login)
         for kind, model in KINDS.items():
@@ -119,6 +121,19 @@ class Watchers:
                 caller.call_soon_threadsafe(self._seen, read({**raw, "kind": kind}, known))
 
         return handle
+
+
+def _connection(access: Access) -> kopf.ConnectionInfo:
+    scheme, _, token = access.authorization.partition(" ")
+    return kopf.ConnectionInfo(
+        server=access.server,
+        ca_path=access.ca_file,
+        insecure=access.insecure,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=access.cert_file,
+        private_key_path=access.key_file,
+    )
 
 
 def expected() -> int:

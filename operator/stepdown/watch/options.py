@@ -3,9 +3,12 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from stepdown.sync.log import LogFormat
+
+PullPolicy = Literal["Always", "IfNotPresent", "Never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Options:
     """The pod's name."""
     address: str = ""
     """This process's own sync URL, for proxies that reached another replica."""
-    pull_policy: str = "IfNotPresent"
+    pull_policy: PullPolicy = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
     kubeconfig: Path | None = None
     tls_dir: Path | None = None

@@ -1,0 +1,232 @@
+"""`stepdown operator`: one candidate for the Lease, and while it holds it, the operator. READ THIS FIRST of the package.
+
+    Lease ── lead ── resync ──┐
+                   handlers ──┴▶ store ──▶ engine ──▶ sync service ◀── proxies (HTTPS)
+                                             │  └───▶ fleets, shown ──▶ API server
+                                             └── ledger, witness
+
+`cli.operator` calls `serve`. A replica that does not lead is well and ready: it answers proxies with the leader's address. One
+that loses the Lease ends, as Kubernetes' own controllers do: whatever it was doing, another does it now.
+"""
+
+import asyncio
+import gc
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import uvloop
+
+from stepdown.budget.account import Balance
+from stepdown.cluster.client import Cluster
+from stepdown.cluster.leader import Elector, unique_identity
+from stepdown.sync import log
+from stepdown.sync.auth import Authenticator
+from stepdown.sync.clock import now_s
+from stepdown.sync.server import SyncHttps
+from stepdown.sync.tls import Authority, GivenTls, Tls, TlsError, service_names
+from stepdown.watch import handlers
+from stepdown.watch.handlers import WatchersEnded
+from stepdown.watch.http import HttpServer, Views
+from stepdown.watch.lead import Leading
+from stepdown.watch.metrics import Metrics
+from stepdown.watch.options import Options
+from stepdown.watch.store import HistoryWentBack
+from stepdown.watch.watchdog import Blind, LoopWatch
+
+LEASE = "stepdown"
+CA_DIR = "sync-ca"
+_SWITCH_S = 0.001
+"""How long a judging thread may hold the interpreter while an answer waits."""
+
+
+class CannotServe(Exception):
+    """The process could not start: an address is taken, a certificate cannot be used."""
+
+
+class Ended(Exception):
+    """The process has to end, for a reason that is not a mistake in it: what comes next is a new start."""
+
+
+class LeadershipLost(Ended):
+    """Another replica may lead now."""
+
+
+def serve(options: Options) -> int:
+    """Until SIGTERM; the exit code. Raises CannotServe, Ended, a ClusterError or a LedgerError."""
+    log.setup(options.log_format)
+    handlers.quiet()
+    sys.setswitchinterval(_SWITCH_S)
+    return uvloop.run(_serve(options))
+
+
+async def _serve(options: Options) -> int:
+    async with Cluster.connect(options.kubeconfig) as cluster:
+        return await _Process(options, cluster).run()
+
+
+class _Process:
+    """The parts, in the order in which they start and end."""
+
+    def __init__(self, options: Options, cluster: Cluster) -> None:
+        self._options, self._cluster = options, cluster
+        self._identity = unique_identity(options.identity)
+        self._elector = Elector(cluster, options.namespace, LEASE, self._identity, address=options.address, wall=now_s)
+        self._metrics = Metrics()
+        self._leading: Leading | None = None
+        self._won, self._lost, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._tls = _tls(options)
+        self._authenticator = Authenticator(cluster, self._fleet, time.monotonic)
+        self._https = SyncHttps(
+            self._service,
+            self._authenticator,
+            self._tls,
+            leader=self._leader,
+            ready=self._published,
+            now_s=now_s,
+        )
+        self._http = HttpServer(
+            Views(ready=self._why_not_ready, metrics=self._scrape, status=self._status, counters=self._counters)
+        )
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        watch = LoopWatch()
+        watch.start()
+        await self._listen()
+        electing = asyncio.create_task(self._elector.run(self._won.set, self._lost.set), name="lease")
+        try:
+            await self._until_stopped(electing)
+        finally:
+            # What answers and writes ends before another may begin: the Lease is given back last.
+            await self._https.stop()
+            await self._authenticator.close()
+            if self._leading is not None:
+                await self._leading.stop()
+            electing.cancel()
+            await asyncio.wait([electing])
+            await self._http.stop()
+            watch.stop()
+        log.info("stopped", event="stopped")
+        return 0
+
+    async def _listen(self) -> None:
+        options = self._options
+        for what, address, start in (
+            ("--http", options.http, self._http.start),
+            ("--listen", options.listen, self._https.start),
+        ):
+            try:
+                await start(*address)
+            except OSError as error:
+                where = f"{address[0]}:{address[1]}"
+                raise CannotServe(
+                    f"{where} cannot be listened on: {error.strerror or error}. Choose another with {what}"
+                ) from error
+        log.info(
+            "listening; waiting for the lease",
+            event="listening",
+            sync=f"{options.listen[0]}:{self._https.port}",
+            http=f"{options.http[0]}:{self._http.port}",
+            identity=self._identity,
+        )
+
+    async def _until_stopped(self, electing: "asyncio.Task[None]") -> None:
+        """Waits for the Lease, leads, until SIGTERM. Raises whatever ends the process otherwise."""
+        if not await self._either(self._won.wait(), electing):
+            return
+        log.info("this replica leads", event="leading", identity=self._identity)
+        self._metrics.leader.set(1)
+        self._leading = Leading(self._options, self._cluster, self._tls, self._metrics, self._identity)
+        if not await self._either(self._leading.start(), electing):
+            return
+        gc.collect()
+        gc.freeze()  # thousands of objects that stay: no later collection has to look at them
+        log.info("the config is published: proxies are answered", event="ready")
+        try:
+            await self._either(self._leading.run(), electing)
+        except (Blind, HistoryWentBack, WatchersEnded) as error:
+            raise Ended(f"{error}: the process ends, and its next start lists everything afresh") from error
+
+    async def _either(self, work: Any, electing: "asyncio.Task[None]") -> bool:
+        """Awaits `work`; False: SIGTERM came first. Raises LeadershipLost."""
+        working = asyncio.ensure_future(work)
+        stopping, losing = asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait([working, stopping, losing, electing], return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                log.info("stopping", event="stopping")
+                return False
+            if self._lost.is_set():
+                raise LeadershipLost("the lease was lost: another replica may lead now, so this process ends")
+            if electing.done():
+                electing.result()
+                raise LeadershipLost("the election ended")
+            await working
+            return True
+        finally:
+            for task in (working, stopping, losing):
+                task.cancel()
+            await asyncio.gather(working, stopping, losing, return_exceptions=True)
+
+    # Asked by the servers ---------------------------------------------------------------------------------------------
+
+    def _service(self) -> Any:
+        return self._leading.service if self._leading is not None else None
+
+    def _fleet(self, key: str) -> Any:
+        return self._leading.fleet(key) if self._leading is not None else None
+
+    def _leader(self) -> str | None:
+        if self._leading is not None and self._elector.leading:
+            return None
+        leader = self._elector.leader
+        return leader.address if leader is not None and leader.identity != self._identity else ""
+
+    def _published(self) -> bool:
+        return self._leading is not None and self._leading.made is not None
+
+    def _why_not_ready(self) -> str:
+        if self._leading is None and self._elector.leader is None:
+            return "nobody is known to lead"
+        if self._leading is not None and self._leading.made is None:
+            return "not everything has been listed yet"
+        return ""
+
+    async def _balances(self) -> Mapping[str, Balance]:
+        service = self._service()
+        if service is None or not self._published():
+            return {}
+        now = now_s()
+        found: Mapping[str, Balance] = await service.call(lambda ledger: ledger.balances(now))
+        return found
+
+    async def _scrape(self) -> bytes:
+        made = self._leading.made if self._leading is not None else None
+        return await asyncio.to_thread(self._metrics.text, made, await self._balances())
+
+    async def _status(self) -> Any:
+        if not self._published():
+            return None
+        now = now_s()
+        service = self._service()
+        balances, instances = await service.call(lambda ledger: (ledger.balances(now, ended=True), ledger.instances()))
+        return {"nowS": now, "balances": balances, "instances": instances, "proxies": service.proxies(now)}
+
+    async def _counters(self, since_day: int, until_day: int) -> Any:
+        if not self._published():
+            return None
+        return await self._service().call(lambda ledger: ledger.counters(since_day, until_day, by_day=True))
+
+
+def _tls(options: Options) -> Tls:
+    try:
+        if options.tls_dir is not None:
+            return GivenTls(options.tls_dir)
+        return Authority(options.state_dir / CA_DIR, service_names(options.namespace, *options.hosts), now_s())
+    except TlsError as error:
+        raise CannotServe(str(error)) from error
