@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-GENERATED := crds charts/stepdown/templates/crds manifests/catalog manifests/crds manifests/base
+GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base
 
 .PHONY: help demo test test-cluster lint check golden generate bench cluster-up cluster-down wheel wheelhouse image lock clean
 

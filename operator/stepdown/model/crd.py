@@ -6,7 +6,7 @@ descriptions come from the docstrings under the attributes, rules become `x-kube
 Defaults are explicit, except inside list items (a merge patch replaces lists, and Argo CD would see a difference for ever) and
 where the default is empty (absent says the same).
 Written below ROOT: `crds/`, the same as templates of the chart (kept when it is uninstalled: that must not delete a user's
-objects), and the built-in price list in `manifests/catalog/`, for `kubectl apply`.
+objects), the built-in price list in `manifests/catalog/`, for `kubectl apply`, and `docs/conditions.md`.
 """
 
 import ast
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from stepdown.model.base import GROUP, VERSION, Api, Column, Resource
 from stepdown.model.catalog import BUILT_IN, built_in_text
+from stepdown.model.reference import conditions_page
 from stepdown.model.resources import KINDS
 
 CATEGORY = "stepdown"
@@ -272,6 +273,8 @@ def main(arguments: list[str]) -> int:
     _write(root / "crds", files())
     _write(root / "charts" / "stepdown" / "templates" / "crds", chart_files())
     _write(root / "manifests" / "catalog", {f"{BUILT_IN}.yaml": built_in_text()})
+    (root / "docs").mkdir(parents=True, exist_ok=True)
+    (root / "docs" / "conditions.md").write_text(conditions_page(), encoding="utf-8")
     return 0
 
 
