@@ -28,7 +28,7 @@ def thing(kind: str, name: str, version: int, spec: dict[str, Any], *, generatio
 
 PROXY = {"upstream": {"channels": [{"name": "standard", "apiKeySecretRef": {"name": "upstream"}}]}}
 BUDGET = {"monthlyLimitUSD": "1.00", "steps": [{"atPercent": 50, "action": "StepDown", "maxTier": "UltraBudget"}]}
-ROUTE = {"models": {"default": "qwen3-14b"}}
+ROUTE = {"models": {"default": "Qwen3-14B"}}
 
 
 class Operator:
@@ -113,7 +113,7 @@ def test_what_was_listed_is_published_before_anything_is_answered(tmp_path: Path
 
 def test_a_changed_route_reaches_the_next_answer(tmp_path: Path) -> None:
     async def test(operator: Operator) -> None:
-        operator.event(thing("ModelRoute", "chat", 200, {"models": {"default": "qwen3-8b"}}, generation=2))
+        operator.event(thing("ModelRoute", "chat", 200, {"models": {"default": "Qwen3-8B"}}, generation=2))
         await operator.until(lambda made: made.plan.routes["shop/chat"].generation == 2)
         answer = await operator.sync()
         (shard,) = answer.shards

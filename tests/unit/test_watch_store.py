@@ -22,7 +22,7 @@ def route(name: str, version: int, *, uid: str = "", generation: int = 1, **more
         "managedFields": [],
         **more.pop("metadata", {}),
     }
-    spec = more.pop("spec", {"models": {"default": "qwen3-14b"}})
+    spec = more.pop("spec", {"models": {"default": "Qwen3-14B"}})
     return {"apiVersion": "stepdown.dev/v1alpha1", "kind": "ModelRoute", "metadata": metadata, "spec": spec, **more}
 
 
@@ -132,7 +132,7 @@ def test_our_own_status_leaves_the_very_same_value_in_the_world() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"generation": 2, "spec": {"models": {"default": "qwen3-8b"}}},
+        {"generation": 2, "spec": {"models": {"default": "Qwen3-8B"}}},
         {"labels": {"team": "search"}},
         {"uid": "another"},
         {"metadata": {"deletionTimestamp": "2026-11-01T00:00:00Z"}},
