@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from devcluster import binaries, cache, guard, kind
+from devcluster import binaries, cache, guard, image, kind
 from devcluster.cluster import Cluster, launched, without_proxy
 from devcluster.errors import ClusterError, StateError
 from devcluster.layout import Layout, default_state
@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     build = command("build", _build, "build what a size, or the named programs, need, and print their paths")
     build.add_argument("names", nargs="*", metavar="PROGRAM", help=", ".join(binaries.TOOLS))
     build.add_argument("--size", choices=list(binaries.SIZES))
+    made = command(
+        "image", _image, "build the project's image from operator/Dockerfile, and give it to the cluster", state=True
+    )
+    made.add_argument("--tag", default=image.TAG, help="(default %(default)s)")
+    made.add_argument("--archive", type=Path, help="give the cluster this docker-archive instead, and build nothing")
+    made.add_argument("--no-load", action="store_true", help="only build, and print where the docker-archive is")
     command("kubectl", _kubectl, "kubectl, of the cluster's version and for the cluster", state=True, forwards=True)
     command("helm", _helm, "Helm, for the cluster", state=True, forwards=True)
     command("clean", _clean, "remove everything that was built: the next start builds anew")
@@ -114,6 +120,13 @@ def _build(asked: argparse.Namespace) -> None:
     names = [*asked.names, *(binaries.SIZES[asked.size] if asked.size else [])] or binaries.CONTROL_PLANE
     for name, path in binaries.build(names).items():
         print(f"{name}\t{path}")
+
+
+def _image(asked: argparse.Namespace) -> None:
+    archive: Path = asked.archive or image.project(asked.tag)
+    if not asked.no_load:
+        image.load(asked.state_dir.absolute(), archive)
+    print(archive)
 
 
 def _kubectl(asked: argparse.Namespace) -> None:

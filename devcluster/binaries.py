@@ -32,7 +32,7 @@ class Tool:
     module: str
     package: str
     pinned: str
-    """The module whose version is the program's."""
+    """The module whose version is the program's; none for one that is all our own."""
     stamp: tuple[str, ...] = ()
     """Go variables that tell the program its version."""
 
@@ -42,6 +42,8 @@ class Tool:
 
     @property
     def version(self) -> str:
+        if not self.pinned:
+            return "v1.0.0"
         found = re.search(rf"\b{re.escape(self.pinned)} (v[\w.+-]+)", (self.folder / "go.mod").read_text())
         if found is None:
             raise BuildError(f"{self.folder / 'go.mod'} does not require {self.pinned}")
@@ -81,13 +83,14 @@ TOOLS = {
             ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy"),
         ),
         Tool("coredns", "coredns", "stepdown.local/devcluster/coredns", "github.com/coredns/coredns"),
+        Tool("pause", "pause", "stepdown.local/devcluster/pause", ""),
         Tool("helm", "helm", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4", ("helm.sh/helm/v4/internal/version.version",)),
         Tool("kind", "kind", "sigs.k8s.io/kind", "sigs.k8s.io/kind"),
     )
 }
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-NODE = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns")
+NODE = (*CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "pause")
 SIZES = {"control-plane": CONTROL_PLANE, "node": NODE}
 
 

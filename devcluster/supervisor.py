@@ -30,8 +30,8 @@ from devcluster.errors import ClusterError, StartError, StateError
 from devcluster.layout import Layout
 from devcluster.node import Node
 from devcluster.options import Options
+from devcluster.waiting import until
 
-START_S = 120.0
 _AGAIN_S = 1.0
 
 
@@ -261,15 +261,6 @@ class Supervisor:
         except StateError as problem:
             return {"error": str(problem)}
         return {}
-
-
-def until(met: Callable[[], bool], what: str, timeout_s: float = START_S) -> Iterator[None]:
-    """Yields until it is so."""
-    until_s = time.monotonic() + timeout_s
-    while not met():
-        if time.monotonic() > until_s:
-            raise StartError(f"Waited {timeout_s:.0f} s for {what}.")
-        yield
 
 
 def _say(**answer: object) -> None:

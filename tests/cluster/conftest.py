@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from devcluster import Cluster, ClusterError, ControlPlane, NodeCluster, binaries, debian
+from devcluster import Cluster, ClusterError, ControlPlane, NodeCluster, binaries, debian, image
 
 _HERE = Path(__file__).parent
 _RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
@@ -43,6 +43,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         if any(item.get_closest_marker("node") for item in ours):
             binaries.build(binaries.NODE)
             debian.install(debian.NODE)
+            image.base()
     except ClusterError as problem:
         session.config.stash[_problem] = str(problem)
 
@@ -53,9 +54,9 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     yield from _shared(request, tmp_path_factory, "control-plane", ControlPlane)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The run's cluster with a node that runs pods."""
+    """A cluster with a node that runs pods, ready in 12 seconds. A machine has one at a time, so it ends with the module."""
     yield from _shared(request, tmp_path_factory, "node", NodeCluster)
 
 

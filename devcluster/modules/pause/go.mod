@@ -1,0 +1,3 @@
+module stepdown.local/devcluster/pause
+
+go 1.24.0
