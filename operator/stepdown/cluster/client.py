@@ -139,12 +139,15 @@ class Cluster:
             if not token:
                 return Listing(items, meta["resourceVersion"])
 
-    async def get(self, kind: KindRef, namespace: str, name: str, *, metadata_only: bool = False) -> Object | None:
+    async def get(
+        self, kind: KindRef, namespace: str, name: str, *, metadata_only: bool = False, timeout_s: float | None = None
+    ) -> Object | None:
         """None: the object is not there. (NotServed: the kind is not.)"""
         what = f"get {named(kind, namespace, name)}"
         try:
             accept = _METADATA if metadata_only else _JSON
-            body = await self._wire.request(Request("GET", kind.path(namespace, name), what, accept=accept))
+            request = Request("GET", kind.path(namespace, name), what, accept=accept)
+            body = await self._wire.request(request, timeout_s=timeout_s)
         except NotServed:
             raise
         except NotFound:
@@ -209,11 +212,11 @@ class Cluster:
                 return None
             raise
 
-    async def create(self, obj: Mapping[str, Any]) -> Object:
-        """Conflict (reason AlreadyExists) where the name is taken."""
+    async def create(self, obj: Mapping[str, Any], *, timeout_s: float | None = None) -> Object:
+        """AlreadyExists where the name is taken."""
         kind = kind_of(obj)
         path = kind.path(obj["metadata"].get("namespace", ""))
-        return await self._write("POST", path, obj, kind, f"create {reference_of(obj)}", _JSON)
+        return await self._write("POST", path, obj, kind, f"create {reference_of(obj)}", _JSON, timeout_s=timeout_s)
 
     async def replace(self, obj: Mapping[str, Any], *, timeout_s: float | None = None) -> Object:
         """PUT; with metadata.resourceVersion, Conflict where somebody was faster."""

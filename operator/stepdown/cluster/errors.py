@@ -7,7 +7,8 @@ ClusterError
 │   └── Unauthorized    401: the API server does not know who we are
 ├── NotFound            404: the object is not there
 │   └── NotServed       404: the API server has no such kind; is the CRD installed?
-├── Conflict            409: somebody was faster, or the name is taken; read again
+├── Conflict            409: somebody was faster; read again
+│   └── AlreadyExists   409: the name is taken
 ├── Gone                410: the resourceVersion is too old to go on from; list again
 └── Rejected            400, 413, 415, 422: the request itself is wrong, now and later
 """
@@ -70,7 +71,11 @@ class NotServed(NotFound):
 
 
 class Conflict(ClusterError):
-    """The object is not what we thought it was: another resourceVersion or UID, or the name is taken (`AlreadyExists`)."""
+    """The object is not what we thought it was: another resourceVersion or UID."""
+
+
+class AlreadyExists(Conflict):
+    """There is an object of that name."""
 
 
 class Gone(ClusterError):
@@ -90,6 +95,8 @@ def error_of(
         return Unavailable(text, status=status, reason=reason, details=details, retry_after_s=retry_after_s)
     if status == 404 and not (details or {}).get("name"):
         return NotServed(text, status=status, reason=reason, details=details)
+    if status == 409 and reason == "AlreadyExists":
+        return AlreadyExists(text, status=status, reason=reason, details=details)
     kinds: dict[int, type[ClusterError]] = {401: Unauthorized, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone}
     if 400 <= status < 500:
         return kinds.get(status, Rejected)(text, status=status, reason=reason, details=details)
