@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import msgspec
 
 from stepdown.budget.account import Binding
 from stepdown.ledger import Ledger
-from stepdown.model.config import digest
+from stepdown.model.config import Issuer, TokenKey, digest
 from stepdown.model.sync import SyncRequest
 from stepdown.proxy.syncclient import SyncClient, UnixLine, understood
 from stepdown.proxy.syncer import LOWERED_S, Syncer
 from stepdown.sync.http import SyncServer
+from stepdown.sync.message import answered
 from stepdown.sync.service import SyncService
 from tests.unit.proxy_money import TEAM, Keeper, Proxy, fleet, route, shards
 from tests.unit.proxy_money import run as run_virtually
@@ -70,6 +72,45 @@ def test_an_older_proxy_is_served_by_a_newer_keeper(tmp_path: Path) -> None:
         await service.close()
 
     run(scene())
+
+
+def test_an_older_proxy_is_not_sent_what_it_does_not_know_and_is_up_to_date_all_the_same(tmp_path: Path) -> None:
+    """It would get the same shard every second; no budget of that shard would be enforced until the last old pod is gone."""
+
+    async def scene() -> None:
+        service = SyncService(Ledger.open(":memory:", create=True), lambda: 100.0)
+        await service.bind([Binding("shop/team", 0, 10**9, 1000, True, frozenset({"shop/chat"}))])
+        route_ = msgspec.structs.replace(CHAT.routes["shop/chat"], api_key_sha256=(), service_accounts=("shop/web",))
+        shard = msgspec.structs.replace(CHAT, routes={"shop/chat": route_})
+        issuer = Issuer(url="https://issuer", keys=(TokenKey(kid="k", kty="RSA", n="AQAB", e="AQAB"),))
+        service.publish(msgspec.structs.replace(CONFIG, issuer=issuer), {shard.index: shard})
+
+        async def sync(seq: int, has: dict[str, Any]) -> protocol_1.SyncAnswer:
+            asked = protocol_1.SyncRequest(instance="old", fleet=CONFIG.name, seq=seq, **has)
+            _, body = await answered(service, msgspec.json.encode(asked))
+            return msgspec.json.decode(body, type=protocol_1.SyncAnswer)
+
+        first = await sync(1, {})
+        old = first.shards[0]
+        assert old.routes["shop/chat"].api_key_sha256 == (), "nobody's, rather than anybody's"
+        has = {
+            "fleet_digest": protocol_1_digest(first.fleet),
+            "digests": {old.index: protocol_1_digest(old)},
+            "acknowledged": {old.index: protocol_1_digest(old)},
+        }
+        assert (await sync(2, has)).shards == ()
+        assert (await sync(3, has)).fleet is None
+        assert await service.call(lambda ledger: ledger.balances(100.0)[ACCOUNT].enforced)
+        assert service.proxies(100.0)[CONFIG.name].serving[shard.index] == {digest(shard): 1}
+        newer = await service.sync(SyncRequest(instance="new", fleet=CONFIG.name, seq=1))
+        assert newer.fleet is not None and newer.fleet.issuer == issuer and newer.shards == (shard,)
+        await service.close()
+
+    run(scene())
+
+
+def protocol_1_digest(config: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(config, order="sorted")).hexdigest()[:16]
 
 
 class OldKeeper:

@@ -24,6 +24,9 @@ CLASSES: tuple[RequestClass, ...] = ("default", "critical", "background")
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 OutputBound = Literal["MaxTokens", "MaxTokensPlusReasoning", "Context"]
 
+CALLER_AUDIENCE = "stepdown-proxy"
+"""Whom a caller's ServiceAccount token must be meant for."""
+
 Reason = Literal["Wanted", "StepInForce", "BudgetFit", "Outage", "PremiumShare"]
 """Why an answer came from its model (header `x-stepdown-reason`):
 
@@ -96,7 +99,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     budgets: tuple[str, ...] = ()
     """Every SpendBudget that binds the route: keys of the shard's `budgets`."""
     api_key_sha256: tuple[str, ...] | None = None
-    """Lower-case hex of the SHA-256 of each caller's key. None: anyone who reaches the proxy; (): nobody."""
+    """Lower-case hex of the SHA-256 of each caller's key. None: anyone who reaches the proxy; (): nobody by a key."""
+    service_accounts: tuple[str, ...] = ()
+    """`namespace/name` of each ServiceAccount that may call, by a token of audience `CALLER_AUDIENCE`."""
     refuse: str = ""
     """Not empty: the route is known but answers 403 with this sentence (no budget under `Refuse`, a budget never valid)."""
     generation: int = 0
@@ -142,6 +147,25 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests_per_minute: int | None = None
 
 
+class TokenKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One public key of the cluster's ServiceAccount tokens, in the words of its JWKS (RFC 7517)."""
+
+    kid: str
+    kty: Literal["RSA", "EC"]
+    n: str = ""
+    e: str = ""
+    crv: str = ""
+    x: str = ""
+    y: str = ""
+
+
+class Issuer(msgspec.Struct, frozen=True, kw_only=True):
+    """Who signs ServiceAccount tokens in this cluster: callers' tokens are verified against this, without a question."""
+
+    url: str
+    keys: tuple[TokenKey, ...]
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What holds for the whole fleet. Keys of the upstream are not here: a proxy reads them from its mounted Secrets."""
 
@@ -158,6 +182,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long a request may wait for money in flight before it is refused."""
     max_body_bytes: int = 8 * 1024 * 1024
     max_header_bytes: int = 32 * 1024
+    issuer: Issuer | None = None
+    """None: callers can be told by their keys only."""
 
 
 def shard_of(route: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepdown.budget.account import Balance
+from stepdown.model.config import Issuer
 from stepdown.model.resources import ModelCatalog, ModelRoute, RoutingProxy, SpendBudget
 
 Kind = Literal["ModelRoute", "SpendBudget", "RoutingProxy", "ModelCatalog"]
@@ -74,6 +75,8 @@ class World:
     """Where the operator may make the objects of a RoutingProxy; `*`: everywhere."""
     fleets: Mapping[str, FleetSeen] = field(default_factory=dict)
     """By RoutingProxy (`namespace/name`): what the cluster has of it. Missing: not known, or there is no cluster."""
+    issuer: Issuer | None = None
+    """Of ServiceAccount tokens: what proxies verify callers by. None: not known, or there is no cluster."""
 
     def labels_of(self, namespace: str) -> dict[str, str]:
         return {"kubernetes.io/metadata.name": namespace, **self.namespace_labels.get(namespace, {})}

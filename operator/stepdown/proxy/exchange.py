@@ -125,7 +125,9 @@ class Exchange:
         except UnknownClass as no_class:
             raise NotFound(str(no_class), param="model", code="class_not_found", status=400) from None
         if route.key_hashes is not None and digest not in route.key_hashes:
-            raise wire.callers(table).stranger(digest, authorization, model, "")
+            callers = wire.callers(table)
+            if not callers.may_call(route, digest, authorization):
+                raise callers.stranger(digest, authorization, model, "")
         if route.config.refuse:
             raise Forbidden(f"route {route.name}: {route.config.refuse}", param="model")
         return route, request_class

@@ -176,10 +176,9 @@ class ProxyServer:
         if table is None:
             raise Unavailable("this proxy has no config yet: it has not heard from the operator. Try again", code="no_config")
         callers = self.wire.callers(table)
-        routes = callers.visible(digest)
-        if not routes and callers.known and digest not in callers.known:
-            said = "the API key that was sent is not one that any route names" if authorization else "no API key was sent"
-            raise Unauthenticated(f"there is no route that may be called so: {said}")
+        routes = callers.visible(digest, authorization)
+        if not routes and callers.guarded and not callers.knows(digest, authorization):
+            raise Unauthenticated(f"there is no route that may be called so: {callers.said(digest, authorization)}")
         own = table.fleet.namespace + "/"
         data = [
             {"id": route.name.removeprefix(own), "object": "model", "created": 0, "owned_by": route.name.partition("/")[0]}

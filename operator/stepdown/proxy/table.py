@@ -155,6 +155,7 @@ class RouteEntry:
     """One route with everything resolved."""
 
     __slots__ = (
+        "accounts",
         "budgets",
         "config",
         "digest",
@@ -189,6 +190,7 @@ class RouteEntry:
         """Percent of requests that may have premium; None: no limit, or no premium."""
         hashes = route.api_key_sha256
         self.key_hashes = None if hashes is None else frozenset(bytes.fromhex(each) for each in hashes)
+        self.accounts = frozenset(route.service_accounts)
         self.timeout_s = route.parameters.timeout_s
         self.max_tokens = route.parameters.max_tokens
         self.temperature = route.parameters.temperature

@@ -123,7 +123,7 @@ class Wire:
 
     def callers(self, table: Table) -> Callers:
         if self._callers is None or self._callers.table is not table:
-            self._callers = Callers(table)
+            self._callers = Callers(table, self.till.clock)
         return self._callers
 
     def way(self, rung: RungEntry) -> Way:

@@ -12,6 +12,7 @@ from stepdown.model.config import (
     Account,
     Budget,
     Fleet,
+    Issuer,
     Ladder,
     Model,
     Parameters,
@@ -77,13 +78,13 @@ def render(plan: Plan, previous: Mapping[str, FleetConfig]) -> dict[str, FleetCo
         if each.fleet:
             routes.setdefault(each.fleet, []).append(each)
     return {
-        key: _render(fleet.market, routes.get(key, []), budgets, previous.get(key))
+        key: _render(fleet.market, routes.get(key, []), budgets, plan.world.issuer, previous.get(key))
         for key, fleet in plan.fleets.items()
         if fleet.market is not None
     }
 
 
-def fleet_config(market: Market) -> Fleet:
+def fleet_config(market: Market, issuer: Issuer | None) -> Fleet:
     """What holds for the whole fleet."""
     return Fleet(
         name=market.key,
@@ -92,6 +93,7 @@ def fleet_config(market: Market) -> Fleet:
         channels=market.channels,
         lease_horizon_s=market.spec.lease_horizon_s,
         extra_body_fields=market.spec.extra_body_fields,
+        issuer=issuer,
     )
 
 
@@ -115,6 +117,9 @@ def route_config(plan: RoutePlan) -> Route:
         premium_max_share_percent=spec.premium.max_share_percent if spec.premium is not None and has_premium else None,
         budgets=budgets,
         api_key_sha256=None if callers is None else tuple(each.api_key_sha256 for each in callers if each.api_key_sha256),
+        service_accounts=tuple(
+            f"{each.service_account.namespace}/{each.service_account.name}" for each in callers or () if each.service_account
+        ),
         refuse=plan.refuse,
         generation=plan.generation,
     )
@@ -145,7 +150,11 @@ def _ladder(plan: ClassPlan) -> Ladder:
 
 
 def _render(
-    market: Market, routes: list[RoutePlan], budgets: Mapping[str, Budget], previous: FleetConfig | None
+    market: Market,
+    routes: list[RoutePlan],
+    budgets: Mapping[str, Budget],
+    issuer: Issuer | None,
+    previous: FleetConfig | None,
 ) -> FleetConfig:
     same_market = previous is not None and previous.market is market
     models = previous.models if previous is not None and same_market else {}
@@ -163,7 +172,8 @@ def _render(
         else:
             shard = _shard(index, mine, market, models, budgets)
             shards[index], digests[index] = shard, digest(shard)
-    fleet = previous.fleet if previous is not None and same_market else fleet_config(market)
+    same_fleet = previous is not None and same_market and previous.fleet.issuer == issuer
+    fleet = previous.fleet if previous is not None and same_fleet else fleet_config(market, issuer)
     if previous is not None and same_market and digests == previous.digests:
         shards, digests = previous.shards, previous.digests  # the very same, so that a shell sees at once: nothing to publish
     return FleetConfig(fleet, shards, digests, market, placed, models, previous.files if previous is not None else {})

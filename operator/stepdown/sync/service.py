@@ -19,6 +19,7 @@ from stepdown.ledger.errors import LedgerError, LedgerRefused
 from stepdown.model.config import SHARDS, Fleet, Shard, digest
 from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.plan.world import ProxiesSeen
+from stepdown.sync.older import fleet_of_protocol_1, shard_of_protocol_1
 from stepdown.sync.roll import EMPTY_DIGESTS, Roll
 
 T = TypeVar("T")
@@ -35,6 +36,15 @@ class _Config(NamedTuple):
     shards: tuple[Shard, ...]
     digests: tuple[str, ...]
 
+    @classmethod
+    def of(cls, fleet: Fleet, shards: tuple[Shard, ...], *known: "_Config | None") -> "_Config":
+        """A digest is made once for each object: where one of `known` has it, it is that."""
+        digests = []
+        for index, shard in enumerate(shards):
+            same = next((each.digests[index] for each in known if each is not None and each.shards[index] is shard), None)
+            digests.append(same or digest(shard))
+        return cls(fleet, digest(fleet), shards, tuple(digests))
+
 
 _EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
 
@@ -49,6 +59,8 @@ class SyncService:
         self._waiting: list[tuple[SyncRequest, asyncio.Future[SyncAnswer]]] = []
         self._running: asyncio.Task[None] | None = None
         self._configs: dict[str, _Config] = {}
+        self._older: dict[str, _Config] = {}
+        """The same for proxies that speak protocol 1."""
         self._roll = Roll()
         self.changed: Callable[[str], None] = _nothing
         """Told the fleet whose proxies a plan would judge otherwise now: one came, went, lost a key, or the last of them has
@@ -62,14 +74,15 @@ class SyncService:
 
     def publish(self, fleet: Fleet, shards: Mapping[int, Shard]) -> None:
         """The fleet's config from now on; what a proxy lacks of it goes down with its next answer. Absent shards are empty."""
-        before = self._configs.get(fleet.name)
         now = tuple(shards.get(index, empty) for index, empty in enumerate(_EMPTY))
-        digests = tuple(
-            before.digests[index] if before is not None and before.shards[index] is shard else digest(shard)
-            for index, shard in enumerate(now)
+        config = _Config.of(fleet, now, self._configs.get(fleet.name))
+        older = _Config.of(
+            fleet_of_protocol_1(fleet), tuple(map(shard_of_protocol_1, now)), config, self._older.get(fleet.name)
         )
-        self._configs[fleet.name] = _Config(fleet, digest(fleet), now, digests)
-        self._thread.submit(self._ledger.publish, fleet.name, dict(enumerate(digests)), fleet.lease_horizon_s)
+        self._configs[fleet.name], self._older[fleet.name] = config, older
+        if older.digests != config.digests:
+            self._thread.submit(self._ledger.publish, fleet.name, dict(enumerate(older.digests)), fleet.lease_horizon_s)
+        self._thread.submit(self._ledger.publish, fleet.name, dict(enumerate(config.digests)), fleet.lease_horizon_s)
 
     def proxies(self, now_s: float) -> Mapping[str, ProxiesSeen]:
         """What the proxies of each fleet last said of themselves. Cheap; the same objects while nothing changes."""
@@ -110,6 +123,10 @@ class SyncService:
 
     def _hear(self, request: SyncRequest, pod: str) -> None:
         config = self._configs.get(request.fleet)
+        if config is not None and request.protocol < 2:  # what it has is the same, but for what it does not know
+            same = dict(zip(self._older[request.fleet].digests, config.digests, strict=True))
+            has = {index: same.get(each, each) for index, each in request.digests.items()}
+            request = msgspec.structs.replace(request, digests=has)
         if self._roll.hear(request, pod, config.digests if config is not None else EMPTY_DIGESTS, self._clock()):
             self.changed(request.fleet)
 
@@ -145,8 +162,8 @@ class SyncService:
             _fail(batch, SyncUnavailable("the keeper failed while it judged this message; nothing was granted"))
 
     def _with_config(self, request: SyncRequest, answer: SyncAnswer) -> SyncAnswer:
-        config = self._configs.get(request.fleet)
         protocol = min(PROTOCOL, request.protocol)
+        config = (self._configs if protocol >= 2 else self._older).get(request.fleet)
         if config is None or answer.verdict != "ok" or request.closing:
             return answer if answer.protocol == protocol else msgspec.structs.replace(answer, protocol=protocol)
         return msgspec.structs.replace(

@@ -1,0 +1,23 @@
+"""What a proxy of the release before is sent: config without what its protocol does not know. `sync.service` calls this.
+
+It would pass over what it does not know, and then have a digest of its own for what is left: it would be sent the same shard
+every second, and no budget in it would ever be enforced. What is left out must leave less allowed, never more: a route whose
+callers are ServiceAccounts is nobody's to an older proxy.
+"""
+
+import msgspec
+
+from stepdown.model.config import Fleet, Shard
+
+
+def fleet_of_protocol_1(fleet: Fleet) -> Fleet:
+    """The same object where nothing is left out."""
+    return fleet if fleet.issuer is None else msgspec.structs.replace(fleet, issuer=None)
+
+
+def shard_of_protocol_1(shard: Shard) -> Shard:
+    """The same object where nothing is left out."""
+    if not any(route.service_accounts for route in shard.routes.values()):
+        return shard
+    routes = {name: msgspec.structs.replace(route, service_accounts=()) for name, route in shard.routes.items()}
+    return msgspec.structs.replace(shard, routes=routes)
