@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base
+GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
+  manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo test test-cluster lint check golden generate bench cluster-up cluster-down wheel wheelhouse image lock clean
+.PHONY: help demo demo-cluster test test-cluster lint check golden generate bench cluster-up cluster-down wheel wheelhouse image lock clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## a policy at work: routes step down tier by tier, then refuse; the bill never passes the ceiling
 	$(BIN)/python -m tests.demo
+
+demo-cluster: wheelhouse ## the same on a Kubernetes with real pods, from nothing: needs root on Linux, or Docker
+	$(BIN)/python -m tests.demo.cluster
 
 test: $(STAMP) ## every test that needs nothing but this machine
 	$(BIN)/pytest -n 2 --dist worksteal -m "not cluster"
@@ -34,9 +38,9 @@ lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/mypy -p devcluster -p release
 	$(BIN)/lint-imports --no-cache
 
-generate: $(STAMP) ## write all that is generated: the CRDs, the chart's copy of them, the price list, the kustomize base
+generate: $(STAMP) ## write all that is generated: the CRDs, docs/conditions.md, the price list, the manifests
 	$(BIN)/python -m stepdown.model.crd .
-	$(BIN)/python -m release.base
+	$(BIN)/python -m release.manifests
 
 check: lint generate ## lint, and fail if anything generated differs from what is committed
 	@test -z "$$(git status --porcelain -- $(GENERATED))" \
@@ -76,4 +80,4 @@ lock: $(STAMP) ## compile the locks from pyproject.toml, for us and for the imag
 	$(BIN)/uv pip compile $(LOCK) --constraint requirements.lock -o requirements-runtime.lock pyproject.toml
 
 clean: ## remove what make made
-	rm -rf .venv dist .demo .bench .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist .demo .demo-cluster .bench .mypy_cache .ruff_cache .hypothesis

@@ -1,3 +1,3 @@
-"""What turns the source into what people install: the wheelhouse, the image, the kustomize base. The Makefile calls it; nothing
+"""What turns the source into what people install: the wheelhouse, the image, the manifests. The Makefile calls it; nothing
 of it ships.
 """

@@ -1,4 +1,4 @@
-"""The chart, through Helm's own code as a library: what `release.base` and the tests of the chart render, lint and install.
+"""The chart, through Helm's own code as a library: what `release.manifests` and the tests of the chart render, lint, install.
 
 A release's name and namespace are those that every page of the documentation uses.
 """

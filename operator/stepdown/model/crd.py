@@ -40,6 +40,11 @@ UNKNOWN_STATUS = {
 }
 """What every object's status begins with, so that an operator that is not there shows."""
 
+CHART_ANNOTATIONS = {
+    "helm.sh/resource-policy": "keep",  # `helm uninstall` must not delete the users' objects with their kinds
+    "argocd.argoproj.io/sync-wave": "-1",  # and Argo CD has them established before anything of these kinds comes
+}
+
 _KEPT = (
     "type", "format", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
     "maxProperties", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations",
@@ -258,7 +263,7 @@ def chart_files() -> dict[str, str]:
     kept: dict[str, str] = {}
     for kind in KINDS.values():
         document = crd(kind)
-        document["metadata"]["annotations"] = {"helm.sh/resource-policy": "keep"}
+        document["metadata"]["annotations"] = CHART_ANNOTATIONS
         text = to_yaml(document)
         assert "{{" not in text, f"{kind.plural}: Helm would read '{{{{' as an action"
         kept[f"{kind.plural}.yaml"] = f"{{{{- if .Values.crds.install }}}}\n{text}{{{{- end }}}}\n"
