@@ -6,10 +6,11 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster test test-cluster lint check golden generate bench cluster-up cluster-down wheel wheelhouse image lock clean
+.PHONY: help demo demo-cluster test test-compiled test-cluster lint check golden generate bench cluster-up cluster-down \
+  wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The environment: exactly what the lock says, by hash, then this project without isolation (its build backend is locked too).
 $(STAMP): requirements.lock pyproject.toml
@@ -26,6 +27,10 @@ demo-cluster: wheelhouse ## the same on a Kubernetes with real pods, from nothin
 
 test: $(STAMP) ## every test that needs nothing but this machine
 	$(BIN)/pytest -n 2 --dist worksteal -m "not cluster"
+
+test-compiled: compiled ## the proxy's tests against its compiled modules, as the image has them
+	STEPDOWN_COMPILED=1 PYTHONPATH=$(COMPILED) $(BIN)/pytest tests/wire/test_proxy_*.py tests/unit/test_proxy_*.py tests/unit/test_money.py \
+	  tests/e2e/test_run.py tests/e2e/test_spend_kill.py -n 2 --dist worksteal
 
 test-cluster: $(STAMP) ## the tests against a real API server, which is built first if need be (docs/devcluster.md)
 	$(BIN)/python -m devcluster build
@@ -49,8 +54,9 @@ check: lint generate ## lint, and fail if anything generated differs from what i
 golden: $(STAMP) ## rewrite the golden files from what the code says now; read the diff before you commit it
 	$(BIN)/pytest tests/golden --rewrite-golden
 
-bench: $(STAMP) ## the proxy beside nginx on this machine; writes bench/latest.json
-	$(BIN)/python -m bench.proxy
+BENCH_BUILD ?= compiled
+bench: $(if $(filter compiled,$(BENCH_BUILD)),compiled,$(STAMP)) ## the proxy beside nginx on this machine, as the image has it; writes bench/latest.json; BENCH_BUILD=pure
+	$(BIN)/python -m bench.proxy $(if $(filter compiled,$(BENCH_BUILD)),--compiled $(COMPILED))
 
 SIZE ?= control-plane
 CLUSTER ?=
@@ -61,10 +67,18 @@ cluster-down: $(STAMP) ## end it; nothing of it stays
 	@$(BIN)/python -m devcluster down $(if $(CLUSTER),--state-dir $(CLUSTER))
 
 # Times in what is built are the commit's, so that the same commit gives the same bytes.
+COMPILE ?= 1
+wheel: export STEPDOWN_COMPILE = $(COMPILE)
 wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
-wheel: $(STAMP) ## the project's wheel, in dist/wheel
+wheel: $(STAMP) ## the project's wheel, in dist/wheel, the proxy's hot path compiled to C; COMPILE=0: pure Python
 	@rm -rf dist/wheel
 	$(BIN)/pip wheel . --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist/wheel
+
+# The compiled wheel unpacked: before the checkout on PYTHONPATH, its modules are found first.
+COMPILED := $(CURDIR)/dist/compiled
+compiled: wheel
+	@rm -rf $(COMPILED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(COMPILED) dist/wheel/*.whl
 
 wheelhouse: wheel ## every wheel of the image, in dist/wheelhouse: the lock's, by hash, and the project's own
 	$(BIN)/python -m release.wheelhouse

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,15 +52,25 @@ def free_port() -> int:
 class Process:
     """A child pinned to one core, with its log in a file; ends with the `with`."""
 
-    def __init__(self, name: str, argv: Sequence[str], core: int, folder: Path, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        core: int,
+        folder: Path,
+        ready: Callable[[], bool],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """`env`: variables beside those of the bench."""
         self._name, self._argv, self._core, self._ready = name, argv, core, ready
+        self._env = {**os.environ, **(env or {})}
         self._log = folder / f"{name}.log"
 
     def __enter__(self) -> Self:
         start_s = time.monotonic()
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
-                ["taskset", "-c", str(self._core), *self._argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["taskset", "-c", str(self._core), *self._argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env
             )
         while not self._ready():
             late = time.monotonic() - start_s > _START_S

@@ -58,12 +58,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.proxy", description="The proxy beside nginx, one core each.")
     parser.add_argument("--seconds", type=int, default=5, help="of each run of wrk (default 5)")
     parser.add_argument("--repeat", type=int, default=5, help="runs of each (default 5)")
+    parser.add_argument(
+        "--compiled", type=Path, metavar="DIR", help="the compiled wheel, unpacked (default: the checkout, pure)"
+    )
     parser.add_argument("--quick", action="store_true", help="one short run of each: to try the bench itself; writes nothing")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds, arguments.repeat = 1, 1
     try:
-        result = measure(arguments.seconds, arguments.repeat)
+        result = measure(arguments.seconds, arguments.repeat, arguments.compiled)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -74,7 +77,7 @@ def main() -> int:
     return 0
 
 
-def measure(seconds: int, repeat: int) -> dict[str, Any]:
+def measure(seconds: int, repeat: int, compiled: Path | None = None) -> dict[str, Any]:
     """All runs, and the seven figures made of them."""
     check_tools("nginx", "wrk", "taskset")
     check_cores()
@@ -87,16 +90,17 @@ def measure(seconds: int, repeat: int) -> dict[str, Any]:
     with nginx.upstream(folder) as up, nginx.reverse_proxy(folder, up) as rival:
         for kind, stream in (("requests", False), ("streams", True)):
             port = up.stream if stream else up.plain
-            with gateway.Gateway(folder / kind, f"http://127.0.0.1:{port}/v1") as ours:
+            with gateway.Gateway(folder / kind, f"http://127.0.0.1:{port}/v1", compiled) as ours:
                 targets = {"nginx": (rival, rival.stream if stream else rival.plain), "stepdown": (ours.process, ours.port)}
                 lua = wrk.script(folder, kind, bodies.request(stream=stream), ours.key)
                 raw[kind] = _turns(targets, lua, seconds, repeat)
                 if not stream:
                     ports = {"direct": port, "nginx": rival.plain, "stepdown": ours.port}
                     raw["latency"] = _latency(ports, post(bodies.request(stream=False), ours.key), seconds, repeat)
-    raw["memory"], raw["paced"] = _memory(folder)
+    raw["memory"], raw["paced"] = _memory(folder, compiled)
     return {
         **_figures(raw),
+        "build": "compiled" if compiled else "pure",
         "raw": raw,
         "machine": described(),
         "versions": versions(),
@@ -142,13 +146,13 @@ def _latency(ports: Mapping[str, int], request: bytes, seconds: int, repeat: int
     }
 
 
-def _memory(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def _memory(folder: Path, compiled: Path | None) -> tuple[dict[str, float], dict[str, Any]]:
     """A fresh proxy: idle after its first requests, then with a thousand streams open."""
     port = free_port()
     argv = [sys.executable, "-m", "bench.paced", str(port)]
     with (
         Process("paced", argv, LOAD_CORE, folder, lambda: port_open(port)),
-        gateway.Gateway(folder / "paced", f"http://127.0.0.1:{port}/v1") as ours,
+        gateway.Gateway(folder / "paced", f"http://127.0.0.1:{port}/v1", compiled) as ours,
     ):
         time.sleep(_IDLE_AFTER_S)
         idle = ours.process.rss_mib()
@@ -178,7 +182,8 @@ def _figures(raw: Mapping[str, Any]) -> dict[str, float]:
 
 def show(result: Mapping[str, Any]) -> None:
     console, raw = Console(width=110), result["raw"]
-    runs = Table(title=f"{wrk.CONNECTIONS} connections, one core each, runs in turn", title_justify="left")
+    title = f"{wrk.CONNECTIONS} connections, one core each, runs in turn; stepdown {result['build']}"
+    runs = Table(title=title, title_justify="left")
     for column in ("", "median /s", "lowest", "highest", "p50 ms", "p99 ms", "CPU %", "/CPU s", "RSS MiB"):
         runs.add_column(column, justify="left" if not column else "right")
     for kind in ("requests", "streams"):
