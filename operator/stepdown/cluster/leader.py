@@ -108,7 +108,7 @@ class Elector:
     async def _campaign(self) -> None:
         while True:
             try:
-                await self._attempt()
+                await self.attempt()
             except ClusterError as error:
                 self._say(str(error))
             if self.leading:
@@ -123,15 +123,15 @@ class Elector:
             left_s = self._until_s - self._clock()
             try:
                 async with asyncio.timeout(max(0.0, left_s)):
-                    if not await self._attempt():
+                    if not await self.attempt():
                         return
             except TimeoutError:
                 return
             except ClusterError as error:
                 self._say(str(error))
 
-    async def _attempt(self) -> bool:
-        """Takes or renews the lease. False: it is another's."""
+    async def attempt(self) -> bool:
+        """Takes or renews the lease, once; `run` does it every two seconds. False: it is another's. Raises ClusterError."""
         timeout_s = self._renew_s / 2  # a connection that is dead must leave time for a new one
         if self.leading and self._lease is not None:
             try:
