@@ -151,7 +151,7 @@ class Engine:
         assert world is not None, "everything was listed before"
         balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
         reported = self._reported(proxies, world, now)
-        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), reported)
+        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), reported, settled=self._heard)
         before = self.made
         made = await asyncio.get_running_loop().run_in_executor(self._thread, reconcile, world, view, now, before)
         if await self._keeper.bind(made):
