@@ -9,6 +9,7 @@ import yaml
 
 from stepdown.model import conditions
 from stepdown.model.crd import UNKNOWN_STATUS
+from stepdown.model.fleet import ProxyStatus
 from stepdown.plan.world import FleetSeen, Invalid, LedgerView, ProxiesSeen, World
 from stepdown.reconcile import Pass, reconcile
 from tests.unit.kstatus import kstatus
@@ -262,3 +263,33 @@ def test_a_month_in_events() -> None:
     later_s = NOW_S + 8 * 86_400
     made = reconcile(things, spent(things, later_s, made, team="0"), later_s, made)
     assert [each.reason for each in made.events] == ["PeriodStarted", "Restored"]
+
+
+def test_an_outage_is_what_half_of_the_proxies_say() -> None:
+    """Who is on call sees that it is the upstream, since when, once; and not again because the operator was restarted."""
+    things = world(route())
+
+    def at(now_s: float, before: Pass | None, ready: int = 4, settled: bool = True, **down: int) -> Pass:
+        seen = {"shop/default": ProxiesSeen(ready, down=down)} if ready else {}
+        return reconcile(things, LedgerView(proxies=seen, settled=settled), now_s, before)
+
+    def out(made: Pass) -> list[tuple[str, str]]:
+        document = made.statuses[("RoutingProxy", "shop/default")]
+        return [(each["model"], each["since"][11:]) for each in document.get("outages", ())]
+
+    first = at(NOW_S, None, a=1)
+    assert out(first) == [] and first.events == ()
+    second = at(NOW_S + 60, first, a=2, b=4)
+    assert out(second) == [("a", "12:01:00Z"), ("b", "12:01:00Z")]
+    assert [(each.kind, each.reason, each.type) for each in second.events] == [
+        ("RoutingProxy", "UpstreamOutage", "Warning")
+    ] * 2
+    third = at(NOW_S + 120, second, a=1, b=3)
+    assert out(third) == [("b", "12:01:00Z")] and third.events == ()
+    stored = proxy().model_copy(update={"status": ProxyStatus.model_validate(third.statuses[("RoutingProxy", "shop/default")])})
+    things = world(route(), stored)
+    again = at(NOW_S + 180, None, ready=0, settled=False)
+    assert out(again) == [("b", "12:01:00Z")] and again.events == ()
+    heard = at(NOW_S + 190, again, b=4)
+    assert out(heard) == [("b", "12:01:00Z")] and heard.events == ()
+    assert out(at(NOW_S + 200, heard)) == []

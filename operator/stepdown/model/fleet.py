@@ -17,6 +17,7 @@ from stepdown.model.base import (
     Name,
     Resource,
     Rule,
+    Time,
 )
 from stepdown.model.quantity import Horizon, Quantity, duration_s
 
@@ -177,6 +178,13 @@ class FleetSummary(Api):
     """Ready pods, and pods that exist."""
 
 
+class Outage(Api):
+    model: ModelName
+    """As the upstream is asked for it."""
+    since: Time
+    """Since when half of the ready proxies or more leave it alone."""
+
+
 class ProxyStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
@@ -190,6 +198,8 @@ class ProxyStatus(Api):
     """The pods, as a label selector."""
     routes: Count | None = None
     """Routes that the fleet serves."""
+    outages: Annotated[tuple[Outage, ...], Field(max_length=32)] = ()
+    """Models that cannot be reached; routes answer by their fallbacks."""
     summary: FleetSummary | None = None
     """What kubectl get prints."""
 

@@ -119,6 +119,8 @@ class ProxiesSeen:
     """By channel of the upstream: False where a proxy says that the channel's key is missing or cannot be used."""
     pods: int = 0
     """Those that were heard, ready or not."""
+    down: Mapping[str, int] = field(default_factory=dict)
+    """By model, as the upstream is asked for it: how many of the ready ones leave it alone, after it failed in a row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import Kind, ObjectKey
 from stepdown.status.documents import find
+from stepdown.status.outages import new_outages
 from stepdown.status.statuses import Statuses
 
 
@@ -46,6 +47,7 @@ def make_events(plan: Plan, made: Statuses) -> tuple[Event, ...]:
     for name, before in made.before.items():
         document = made.documents[name]
         events += _wrong(name, document, before)
+        events += [_outage(name, model) for model in new_outages(document, before)]
         if name[0] == "SpendBudget":
             budget = plan.budgets[name[1]]
             if budget.period is not None:
@@ -65,6 +67,11 @@ def _wrong(name: ObjectKey, document: Mapping[str, Any], previous: Mapping[str, 
             events.append(Event(name[0], name[1], event, message))  # type: ignore[arg-type]  # one of the kinds
         said.add(message)
     return events
+
+
+def _outage(name: ObjectKey, model: str) -> Event:
+    message = f"{model!r} cannot be reached: requests for it failed in a row. Routes that have fallbacks answer by them."
+    return Event("RoutingProxy", name[1], conditions.EVENT_UPSTREAM_OUTAGE, message)
 
 
 def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str, Any]) -> list[Event]:

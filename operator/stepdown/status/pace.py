@@ -38,6 +38,8 @@ ARRIVAL_S = 3.0
 PART = 100
 """A route's spend is worth a write when it moved by one part in so many of its strictest budget."""
 
+_ACTED_ON = ("observedGeneration", "effective", "step", "period", "limitUSD", "outages")
+"""Parts of a document, beside its conditions, that are written at once."""
 _DUST = 1e-9
 """Less than any token: what floats lose."""
 
@@ -218,7 +220,7 @@ def _telling(document: Mapping[str, Any] | None) -> _Telling:
     programmed = answers.pop(conditions.PROGRAMMED, None)
     # Ready follows from Programmed, where that is what it lacks.
     ready = answers.pop(conditions.READY, None) if programmed is not None else None
-    parts = (document.get(name) for name in ("observedGeneration", "effective", "step", "period", "limitUSD"))
+    parts = (document.get(name) for name in _ACTED_ON)
     return _Telling((programmed, ready), answers, (*parts, over_limit(document)))
 
 

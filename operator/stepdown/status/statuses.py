@@ -15,6 +15,7 @@ from stepdown.render.config import FleetConfig
 from stepdown.render.objects import pod_selector
 from stepdown.status.budgets import budget_status
 from stepdown.status.documents import Document, answered, conditions_document, ready, stalled
+from stepdown.status.outages import outages_document
 from stepdown.status.programmed import NOT_SERVED, Programmed, by_shard, of_fleet
 from stepdown.status.routes import route_status
 
@@ -177,6 +178,9 @@ def _fleet_status(
         "conditions": conditions_document(made, generation, previous, now_s),
         "routes": len(config.placed) if config is not None else 0,
     }
+    outages = outages_document(seen, previous, now_s, settled=view.settled)
+    if outages:
+        document["outages"] = outages
     if there is not None:
         document["replicas"], document["readyReplicas"] = there.replicas, there.ready_replicas
         document["selector"] = pod_selector(plan.source.namespace, plan.source.name)
