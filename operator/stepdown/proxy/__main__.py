@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
                 keys,
                 pod_uid=options.pod_uid,
                 config_dir=options.config_dir,
+                listen=SyncClient(_line(options)).wait if options.sync_url is not None else None,
                 started=started,
                 drain_s=options.drain_s,
                 close_s=options.close_s,

@@ -14,6 +14,7 @@ from stepdown.model.sync import SyncAnswer, SyncRequest
 from stepdown.proxy.clock import Clock
 from stepdown.proxy.identity import StateDir
 from stepdown.proxy.keys import KeySource
+from stepdown.proxy.listener import Ask, Listener
 from stepdown.proxy.server import ProxyServer, ServerConfig
 from stepdown.proxy.stored import StoredConfig
 from stepdown.proxy.syncer import Sync, Syncer
@@ -42,11 +43,12 @@ class App:
         *,
         pod_uid: str = "",
         config_dir: Path | None = None,
+        listen: Ask | None = None,
         clock: Clock | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        """Takes the state directory. `config_dir`: the fleet's config as mounted. Raises StateDirBusy, LogUnavailable or
-        OSError."""
+        """Takes the state directory. `config_dir`: the fleet's config as mounted. `listen`: how to hear of another config
+        before the next message would tell. Raises StateDirBusy, LogUnavailable or OSError."""
         clock = clock or Clock()
         self._state = StateDir(state_dir, clock, pod_uid=pod_uid)
         if self._state.lost_because:
@@ -60,7 +62,9 @@ class App:
         )
         self.syncer.is_ready = lambda: self.server.is_ready
         self.syncer.keys = self._usable_keys
+        self._listener = Listener(self.till, listen) if listen is not None else None
         self._running: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     @property
     def port(self) -> int:
@@ -75,6 +79,8 @@ class App:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLD)
         self._running = asyncio.get_running_loop().create_task(self.syncer.run())
+        if self._listener is not None:
+            self._listening = asyncio.get_running_loop().create_task(self._listener.run())
         try:
             await self.server.start()
         except OSError:
@@ -104,10 +110,11 @@ class App:
 
     async def _stop_syncing(self) -> None:
         await self._stored.finish()
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
+        for task in (self._listening, self._running):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
 
 async def serve(
@@ -119,6 +126,7 @@ async def serve(
     *,
     pod_uid: str = "",
     config_dir: Path | None = None,
+    listen: Ask | None = None,
     stop: asyncio.Event | None = None,
     started: Callable[[App], None] | None = None,
     drain_s: float = DRAIN_S,
@@ -130,7 +138,9 @@ async def serve(
 
     Returns what `App.drain` does. Raises what `App` and `App.start` raise.
     """
-    app = App(config, sync, state_dir, fleet, keys, pod_uid=pod_uid, config_dir=config_dir, ssl_context=ssl_context)
+    app = App(
+        config, sync, state_dir, fleet, keys, pod_uid=pod_uid, config_dir=config_dir, listen=listen, ssl_context=ssl_context
+    )
     if stop is None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -6,20 +6,27 @@ the next message says the same and more. How the connection is made is its line'
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
+from stepdown.model.news import PATH as WAIT
+from stepdown.model.news import Have, News
 from stepdown.model.sync import SyncAnswer, SyncRefused, SyncRequest, SyncUnavailable
+
+A = TypeVar("A")
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _MAX_MOVES = 2
 """How often one message may be sent on to another address."""
+_SYNC = "/v1/sync"
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SyncAnswer).decode
+_decode_news = msgspec.json.Decoder(News).decode
 
 
 class Line(Protocol):
@@ -71,7 +78,7 @@ class UnixLine:
 
 
 class SyncClient:
-    """`await client(request)`."""
+    """`await client(request)`, or `await client.wait(have)`; one at a time, and each kind on a client of its own."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -79,17 +86,23 @@ class SyncClient:
 
     async def __call__(self, request: SyncRequest) -> SyncAnswer:
         """One message. Raises SyncError or OSError; cancelled, it leaves no half-read answer behind."""
-        body = _encode(request)
+        return await self._asked(_SYNC, _encode(request), _decode)
+
+    async def wait(self, have: Have) -> News:
+        """Asks for news, which may take as long as it likes. Raises SyncError or OSError."""
+        return await self._asked(WAIT, _encode(have), _decode_news)
+
+    async def _asked(self, path: str, body: bytes, decode: Callable[[bytes], A]) -> A:
         whole = False
         try:
-            status, answer = await self._exchange(body)
+            status, answer = await self._exchange(path, body)
             moves = 0
             while status == 421 and moves < _MAX_MOVES and self._line.moved(answer):
                 self.close()
-                status, answer = await self._exchange(body)
+                status, answer = await self._exchange(path, body)
                 moves += 1
             whole = status in (200, 400)
-            return understood(status, answer)
+            return decode(_good(status, answer))
         except (EOFError, LookupError, ValueError, asyncio.LimitOverrunError, msgspec.MsgspecError) as error:
             whole = False
             raise SyncUnavailable(f"the answer from {self._line.where} cannot be read: {error}") from error
@@ -103,14 +116,15 @@ class SyncClient:
             self._streams[1].transport.abort()
             self._streams = None
 
-    async def _exchange(self, body: bytes) -> tuple[int, bytes]:
+    async def _exchange(self, path: str, body: bytes) -> tuple[int, bytes]:
         headers = self._line.headers()
         if self._streams is not None and self._line.is_stale():
             self.close()
         if self._streams is None:
             self._streams = await self._line.open()
         reader, writer = self._streams
-        head = b"POST /v1/sync HTTP/1.1\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+        head = b"POST %b HTTP/1.1\r\n%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+            path.encode(),
             headers,
             len(body),
         )
@@ -129,7 +143,11 @@ class SyncClient:
 
 def understood(status: int, answer: bytes) -> SyncAnswer:
     """Raises SyncRefused, SyncUnavailable or a MsgspecError."""
+    return _decode(_good(status, answer))
+
+
+def _good(status: int, answer: bytes) -> bytes:
     if status == 200:
-        return _decode(answer)
+        return answer
     said = f"the keeper answered {status}: {answer[:500].decode('utf-8', 'replace')}"
     raise SyncRefused(said) if status == 400 else SyncUnavailable(said)

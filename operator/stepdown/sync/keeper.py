@@ -10,12 +10,13 @@ from fractions import Fraction
 
 from stepdown.budget.account import Balance, Binding
 from stepdown.budget.verdict import judge
-from stepdown.model.config import Fleet, account_id
+from stepdown.model.config import Fleet, account_id, digest
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import AcceptedSpec, uid_of
 from stepdown.reconcile import Pass
 from stepdown.render.config import FleetConfig
+from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
 from stepdown.sync.view import accepted_specs
 
@@ -23,9 +24,9 @@ from stepdown.sync.view import accepted_specs
 class Keeper:
     """What is in force: bindings, accepted specs and every fleet's config as last published."""
 
-    def __init__(self, service: SyncService, *, at: Callable[[Fleet], Fleet] | None = None) -> None:
-        """`at` may change what a fleet's proxies are told, such as the upstream."""
-        self._service, self._at = service, at or _as_it_is
+    def __init__(self, service: SyncService, *, at: Callable[[Fleet], Fleet] | None = None, board: Board | None = None) -> None:
+        """`at` may change what a fleet's proxies are told, such as the upstream. `board`: where they hear of it at once."""
+        self._service, self._at, self._board = service, at or _as_it_is, board
         self._bindings: dict[str, Binding] | None = None
         self._published: dict[str, FleetConfig] = {}
         self.accepted: Mapping[str, AcceptedSpec] = {}
@@ -59,7 +60,10 @@ class Keeper:
         for name, config in configs.items():
             before = self._published.get(name)
             if before is None or config.fleet is not before.fleet or _differ(config, before):
-                self._service.publish(self._at(config.fleet), config.shards)
+                fleet = self._at(config.fleet)
+                self._service.publish(fleet, config.shards)
+                if self._board is not None:
+                    self._board.publish(name, digest(fleet), config.digests)
                 changed.append(name)
             self._published[name] = config
         return tuple(changed)

@@ -11,13 +11,17 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
+import msgspec
 from aiohttp import web
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from stepdown.model.news import PATH as WAIT
+from stepdown.model.news import Have, News
 from stepdown.sync.auth import Authenticator, Caller, Forbidden, Unauthenticated, Unverifiable
 from stepdown.sync.message import MAX_BODY, answered, error, misplaced, too_large
+from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Tls, TlsError
 
@@ -47,10 +51,13 @@ class SyncHttps:
         leader: Callable[[], str | None],
         ready: Callable[[], bool],
         now_s: Callable[[], float],
+        board: Board | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """`service`: there is one while this process leads. `leader`: None where it does, else the leader's URL ("": nobody
-        knows it). `ready`: whether every kind has been listed. `now_s`: Unix seconds, for certificates."""
+        knows it). `ready`: whether every kind has been listed. `now_s`: Unix seconds, for certificates. `board`: where proxies
+        hear of another config."""
+        self.board = board or Board()
         self._service, self._authenticator, self._tls = service, authenticator, tls
         self._leader, self._ready, self._now_s, self._patience_s = leader, ready, now_s, patience_s
         self.answers: Counter[int] = Counter()
@@ -87,6 +94,7 @@ class SyncHttps:
             self._tending.cancel()
             with suppress(asyncio.CancelledError):
                 await self._tending
+        self.board.close()
         if self._server is not None:
             self._server.close()
         if self._http is not None:
@@ -129,12 +137,13 @@ class SyncHttps:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> tuple[int, bytes]:
-        refusal = misplaced(request.method, request.raw_path) or self._not_here()
+        waits = request.method == "POST" and request.raw_path == WAIT
+        refusal = (None if waits else misplaced(request.method, request.raw_path)) or self._not_here()
         if refusal is not None:
             return refusal
         try:
             caller = await self._authenticator.authenticate(request.headers.get("Authorization", ""))
-            return await self._answered(request, caller)
+            return await (self._waited if waits else self._answered)(request, caller)
         except Unauthenticated as refused:
             return 401, error("unauthenticated", str(refused))
         except Forbidden as refused:
@@ -150,6 +159,14 @@ class SyncHttps:
         if not self._ready() or self._service() is None:
             return 503, error("not_listed", "the operator has not listed every kind yet: it knows of no proxy so far")
         return None
+
+    async def _waited(self, request: web.BaseRequest, caller: Caller) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                have = msgspec.json.decode(await request.read(), type=Have)
+        except (web.HTTPRequestEntityTooLarge, msgspec.MsgspecError, TimeoutError) as wrong:
+            return 400, error("refused", f"not a question for news: {wrong or 'it was not whole in time'}")
+        return 200, msgspec.json.encode(News(changed=await self.board.differs(caller.fleet, have)))
 
     async def _answered(self, request: web.BaseRequest, caller: Caller) -> tuple[int, bytes]:
         try:

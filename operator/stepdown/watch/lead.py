@@ -21,6 +21,7 @@ from stepdown.sync import log
 from stepdown.sync.auth import LiveFleet
 from stepdown.sync.clock import now_s
 from stepdown.sync.keeper import Keeper
+from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Tls, TlsError
 from stepdown.watch import handlers
@@ -41,8 +42,9 @@ BUNDLE_S = 15.0
 class Leading:
     """One term. `start`, then `run` until something fails or it is cancelled, then `stop`."""
 
-    def __init__(self, options: Options, cluster: Cluster, tls: Tls, metrics: Metrics, identity: str) -> None:
+    def __init__(self, options: Options, cluster: Cluster, tls: Tls, metrics: Metrics, identity: str, board: Board) -> None:
         self._options, self._cluster, self._tls, self._metrics, self._identity = options, cluster, tls, metrics, identity
+        self._board = board
         self.service: SyncService | None = None
         self._store = Store()
         self._deliveries = Deliveries()
@@ -78,7 +80,7 @@ class Leading:
         self._shown.wrote = self._count_status
         await self._resync.list_everything()
         log.info("everything is listed", event="listed", **{kind: self._store.count(kind) for kind in WATCHED})
-        keeper = Keeper(self.service)
+        keeper = Keeper(self.service, board=self._board)
         await keeper.start()
         options = self._options
         rules = Rules(options.namespace, options.allowed_upstreams, options.fleet_namespaces)

@@ -25,6 +25,7 @@ from stepdown.cluster.leader import Elector, unique_identity
 from stepdown.sync import log
 from stepdown.sync.auth import Authenticator
 from stepdown.sync.clock import now_s
+from stepdown.sync.news import Board
 from stepdown.sync.server import SyncHttps
 from stepdown.sync.tls import Authority, GivenTls, Tls, TlsError, service_names
 from stepdown.watch import handlers
@@ -75,6 +76,7 @@ class _Process:
         self._identity = unique_identity(options.identity)
         self._elector = Elector(cluster, options.namespace, LEASE, self._identity, address=options.address, wall=now_s)
         self._metrics = Metrics()
+        self._board = Board()
         self._leading: Leading | None = None
         self._won, self._lost, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._tls = _tls(options)
@@ -86,6 +88,7 @@ class _Process:
             leader=self._leader,
             ready=self._published,
             now_s=now_s,
+            board=self._board,
         )
         self._http = HttpServer(
             Views(ready=self._why_not_ready, metrics=self._scrape, status=self._status, counters=self._counters)
@@ -141,7 +144,7 @@ class _Process:
             return
         log.info("this replica leads", event="leading", identity=self._identity)
         self._metrics.leader.set(1)
-        self._leading = Leading(self._options, self._cluster, self._tls, self._metrics, self._identity)
+        self._leading = Leading(self._options, self._cluster, self._tls, self._metrics, self._identity, self._board)
         if not await self._either(self._leading.start(), electing):
             return
         gc.collect()
