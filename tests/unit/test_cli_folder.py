@@ -120,7 +120,7 @@ def test_status_shows_what_kubectl_would(nearly_spent: Path) -> None:
     sections = {part.splitlines()[0]: part for part in result.output.split("\n\n") if part.strip()}
     assert list(sections) == ["RoutingProxy", "SpendBudget", "ModelRoute", "ModelCatalog"]
     budget = sections["SpendBudget"].splitlines()[2].split()
-    assert budget[3:7] == ["0.048", "0.05", "96.0", "UltraBudget"]
+    assert budget[3:7] == ["UltraBudget", "0.048", "0.05", "96"]
     analyze = next(line.split() for line in sections["ModelRoute"].splitlines() if " analyze " in line)
     assert "UltraBudget" in analyze and "True" in analyze
     objects = yaml.safe_load(call("status", "-f", str(SAMPLES), "--ledger", str(nearly_spent), "-o", "yaml").output)

@@ -10,8 +10,9 @@ are live; an hour in which nothing happens makes no write.
 There is no clock here and no I/O: the same calls give the same answers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from stepdown.model import conditions
@@ -73,10 +74,11 @@ class _Entry:
     since_s: float = 0.0
     """Since when there is something to write."""
     urgent: bool = False
-    arriving: bool = False
-    """Nothing is new but that a config is on its way."""
     not_before_s: float = float("-inf")
     under_way: bool = False
+    pending: bool = False
+    version: int = 0
+    """Of the judgement: what a queue says of an older one counts for nothing."""
 
 
 class Pace:
@@ -86,24 +88,23 @@ class Pace:
         self._rate, self._burst, self._reserve = rate_per_s, float(burst), float(reserve)
         self._tokens, self._filled_s = float(burst), float("-inf")
         self._entries: dict[ObjectKey, _Entry] = {}
-        self._pending: set[ObjectKey] = set()
+        self._later: list[tuple[float, int, ObjectKey]] = []
+        self._urgent: list[tuple[bool, float, int, ObjectKey]] = []
+        self._coarse: list[tuple[float, int, ObjectKey]] = []
+        self._judged = 0
         self._made: Statuses | None = None
 
     def look(self, made: Statuses, plan: Plan, now_s: float) -> Due:
-        """What to write now of the statuses of a pass, and when to ask again."""
+        """What to write now of the statuses of a pass, and when to ask again. Costs what is due, not what there is."""
         if made is not self._made:
             self._take(made, plan, now_s)
             self._made = made
-        self._fill(now_s)
-        writes = []
-        for name in sorted((name for name in self._pending if self._due_s(name) <= now_s), key=self._order):
-            entry = self._entries[name]
-            if self._tokens + _DUST < self._needed(entry):
-                break  # those behind it are no more urgent
-            self._tokens -= 1.0
-            self._pending.discard(name)
-            entry.under_way = True
-            writes.append(Write(name, entry.uid, entry.latest))
+        self._tokens = min(self._burst, self._tokens + max(0.0, now_s - self._filled_s) * self._rate)
+        self._filled_s = now_s
+        while self._later and self._later[0][0] <= now_s:
+            _, version, name = heappop(self._later)
+            self._queue(version, name)
+        writes = [*self._drawn(self._urgent, 1.0), *self._drawn(self._coarse, 1.0 + self._reserve)]
         return Due(tuple(writes), self._again_s(now_s))
 
     def wrote(self, write: Write, plan: Plan, now_s: float) -> None:
@@ -126,8 +127,14 @@ class Pace:
     def _take(self, made: Statuses, plan: Plan, now_s: float) -> None:
         """The documents of a new pass; those that are the very same as before cost nothing."""
         entries: dict[ObjectKey, _Entry] = {}
+        plans: Mapping[str, Mapping[str, RoutePlan | BudgetPlan | FleetPlan | CatalogPlan]] = {
+            "ModelRoute": plan.routes,
+            "SpendBudget": plan.budgets,
+            "RoutingProxy": plan.fleets,
+            "ModelCatalog": plan.catalogs,
+        }
         for name, document in made.documents.items():
-            uid = _uid(plan, name)
+            uid = plans[name[0]][name[1]].source.uid
             entry = self._entries.get(name)
             if entry is None or entry.uid != uid:
                 # One that another of its name has replaced came with nothing: what `before` has is its predecessor's.
@@ -139,7 +146,6 @@ class Pace:
             entry.latest, entries[name] = document, entry
             self._judge(name, entry, plan, now_s)
         self._entries = entries
-        self._pending &= entries.keys()
 
     def _ended(self, write: Write, plan: Plan, now_s: float, has: Document | None, retry_s: float) -> None:
         entry = self._entries.get(write.name)
@@ -154,51 +160,57 @@ class Pace:
             return
         now, before = _telling(entry.latest), _telling(entry.written)
         urgent = now != before
+        self._judged += 1
+        entry.version = self._judged
         if not urgent and not _worth(name, entry, plan):
-            self._pending.discard(name)
+            entry.pending = False
             return
-        if name not in self._pending or urgent > entry.urgent:
+        if not entry.pending or urgent > entry.urgent:
             entry.since_s = now_s
-        entry.urgent = urgent
-        entry.arriving = urgent and now.arriving and now[1:] == before[1:]
-        self._pending.add(name)
+        entry.pending, entry.urgent = True, urgent
+        arriving = urgent and now.arriving and now[1:] == before[1:]
+        if urgent:
+            due_s = max(entry.since_s + (ARRIVAL_S if arriving else 0.0), entry.not_before_s)
+        else:
+            rest_s = ROUTE_S if name[0] == "ModelRoute" else OTHER_S
+            due_s = max(entry.since_s, entry.not_before_s, entry.written_s + rest_s)
+        heappush(self._later, (due_s, entry.version, name))
 
-    def _due_s(self, name: ObjectKey) -> float:
-        entry = self._entries[name]
-        if entry.urgent:
-            return max(entry.since_s + (ARRIVAL_S if entry.arriving else 0.0), entry.not_before_s)
-        rest_s = ROUTE_S if name[0] == "ModelRoute" else OTHER_S
-        return max(entry.since_s, entry.not_before_s, entry.written_s + rest_s)
+    def _is_current(self, version: int, name: ObjectKey) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and entry.version == version and entry.pending
 
-    def _order(self, name: ObjectKey) -> tuple[bool, bool, float, ObjectKey]:
-        """What is urgent first, and of that the few objects that stand for many; then the oldest change."""
-        entry = self._entries[name]
-        return not entry.urgent, entry.urgent and name[0] == "ModelRoute", entry.since_s, name
+    def _queue(self, version: int, name: ObjectKey) -> None:
+        """What is due: what is urgent first, of that the few objects that stand for many, then the oldest change."""
+        if self._is_current(version, name):
+            entry = self._entries[name]
+            if entry.urgent:
+                heappush(self._urgent, (name[0] == "ModelRoute", entry.since_s, version, name))
+            else:
+                heappush(self._coarse, (entry.since_s, version, name))
 
-    def _needed(self, entry: _Entry) -> float:
-        return 1.0 if entry.urgent else 1.0 + self._reserve
-
-    def _fill(self, now_s: float) -> None:
-        self._tokens = min(self._burst, self._tokens + max(0.0, now_s - self._filled_s) * self._rate)
-        self._filled_s = now_s
+    def _drawn(self, queue: "list[Any]", needed: float) -> Iterator[Write]:
+        """What the tokens are enough for."""
+        while _drop_stale(queue, self._is_current) and self._tokens + _DUST >= needed:
+            name = heappop(queue)[-1]
+            self._tokens -= 1.0
+            entry = self._entries[name]
+            entry.pending, entry.under_way = False, True
+            yield Write(name, entry.uid, entry.latest)
 
     def _again_s(self, now_s: float) -> float | None:
-        moments = []
-        for name in self._pending:
-            wait_s = max(0.0, self._needed(self._entries[name]) - self._tokens) / self._rate
-            moments.append(max(self._due_s(name), now_s + wait_s))
+        moments = [self._later[0][0]] if _drop_stale(self._later, self._is_current) else []
+        for queue, needed in ((self._urgent, 1.0), (self._coarse, 1.0 + self._reserve)):
+            if _drop_stale(queue, self._is_current):
+                moments.append(now_s + max(0.0, needed - self._tokens) / self._rate)
         return min(moments, default=None)
 
 
-def _uid(plan: Plan, name: ObjectKey) -> str:
-    kind, key = name
-    plans: Mapping[str, Mapping[str, RoutePlan | BudgetPlan | FleetPlan | CatalogPlan]] = {
-        "ModelRoute": plan.routes,
-        "SpendBudget": plan.budgets,
-        "RoutingProxy": plan.fleets,
-        "ModelCatalog": plan.catalogs,
-    }
-    return plans[kind][key].source.uid
+def _drop_stale(queue: "list[Any]", is_current: Callable[[int, ObjectKey], bool]) -> bool:
+    """Whether there is anything left in the queue when what is no longer so has gone from its head."""
+    while queue and not is_current(*queue[0][-2:]):
+        heappop(queue)
+    return bool(queue)
 
 
 class _Telling(NamedTuple):

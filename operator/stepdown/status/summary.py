@@ -11,14 +11,15 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 def money(nusd: int) -> str:
-    """USD: `0`, `0.042`, `7.31`, `82.35`, `412`, `12345`."""
+    """USD: `0`, `0.042`, `0.05`, `7.31`, `82.35`, `412`, `12345`."""
     if nusd < 0:
         return f"-{money(-nusd)}"
     if nusd == 0:
         return "0"
     digits = 3 if nusd < NUSD_PER_USD else 2 if nusd < 100 * NUSD_PER_USD else 0
     whole, part = divmod(nusd // 10 ** (9 - digits), 10**digits)
-    return f"{whole}.{part:0{digits}d}" if digits else f"{whole}"
+    shown = f"{whole}.{part:0{digits}d}" if digits else f"{whole}"
+    return shown.removesuffix("0") if digits == 3 else shown
 
 
 def percent(used: Fraction) -> str:
