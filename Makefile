@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster test test-compiled test-cluster lint check golden generate bench cluster-up cluster-down \
+.PHONY: help demo demo-cluster test test-compiled test-cluster test-node lint check golden generate bench cluster-up cluster-down \
   wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
@@ -35,6 +35,10 @@ test-compiled: compiled ## the proxy's tests against its compiled modules, as th
 test-cluster: $(STAMP) ## the tests against a real API server, which is built first if need be (docs/devcluster.md)
 	$(BIN)/python -m devcluster build
 	$(BIN)/pytest tests/cluster -n 2 --dist worksteal -m "not node"
+
+test-node: $(STAMP) ## the tests that need pods that run: as root (docs/devcluster.md)
+	$(BIN)/python -m devcluster build --size node
+	$(BIN)/pytest tests/cluster -m node
 
 lint: $(STAMP) ## format, lint, types, architecture
 	$(BIN)/ruff format --check operator tests bench devcluster release

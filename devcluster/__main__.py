@@ -123,9 +123,13 @@ def _build(asked: argparse.Namespace) -> None:
 
 
 def _image(asked: argparse.Namespace) -> None:
+    state: Path = asked.state_dir.absolute()
+    if kind.is_kind(state) and asked.archive is None:
+        kind.build_and_load(state, asked.tag)
+        return
     archive: Path = asked.archive or image.project(asked.tag)
     if not asked.no_load:
-        image.load(asked.state_dir.absolute(), archive)
+        image.load(state, archive)
     print(archive)
 
 

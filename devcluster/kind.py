@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from devcluster import binaries, cache
-from devcluster.errors import StartError, StateError
+from devcluster.errors import BuildError, StartError, StateError
 from devcluster.layout import Layout
 
 
@@ -37,7 +37,7 @@ def up(state: Path) -> None:
     try:
         _kind("create", "cluster", "--name", state.name, "--kubeconfig", str(state / "kubeconfig"), "--wait", "120s")
     except StartError:
-        down(state)
+        shutil.rmtree(state)  # kind removes what it made of a cluster that it could not make
         raise
 
 
@@ -51,10 +51,20 @@ def load(state: Path, archive: Path) -> None:
     _kind("load", "image-archive", str(archive), "--name", name(state))
 
 
+def build_and_load(state: Path, tag: str) -> None:
+    """The project's image, by Docker on the base that operator/Dockerfile names."""
+    root = Path(__file__).parent.parent
+    command = ["docker", "build", "--quiet", "--tag", tag, "--file", str(root / "operator" / "Dockerfile"), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{' '.join(command)} failed: {done.stderr.strip()[-2000:]}")
+    _kind("load", "docker-image", tag, "--name", name(state))
+
+
 def _kind(*arguments: str) -> None:
     found = shutil.which("kind")
     program = Path(found) if found is not None else binaries.build(["kind"])["kind"]
     cache.say(f"kind {' '.join(arguments)}")
     done = subprocess.run([program, *arguments], env=os.environ, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise StartError(f"kind {' '.join(arguments)} failed: {done.stderr.strip()}")
+        raise StartError(f"kind {' '.join(arguments)} failed: {done.stderr.strip()[:500]}")

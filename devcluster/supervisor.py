@@ -234,7 +234,7 @@ class Supervisor:
             self._over = self._over or not (self._holders or (self._options.keep and self._ready))
 
     def _answer(self, connection: socket.socket, asked: Mapping[str, Any]) -> dict[str, Any]:
-        verb, name = asked["do"], asked.get("name", "")
+        verb, name = asked.get("do"), asked.get("name", "")
         if verb == "hold":
             self._holders.add(connection)
         elif verb == "down":
@@ -245,7 +245,7 @@ class Supervisor:
             return self._command(verb, self._children[name], float(asked.get("grace_s", 0)))
         return {}
 
-    def _command(self, verb: str, child: Child, grace_s: float) -> dict[str, Any]:
+    def _command(self, verb: object, child: Child, grace_s: float) -> dict[str, Any]:
         try:
             match verb:
                 case "start":
