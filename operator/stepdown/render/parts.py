@@ -12,6 +12,8 @@ PREFIX = "stepdown-"
 PROXY_LABEL = "stepdown.dev/proxy"
 APP = "stepdown-proxy"
 HTTP_PORT = 8080
+SYNC_PORT = 8443
+"""Where the operator listens for proxies, if not told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Settings:
     """Where proxies reach the operator, such as `https://stepdown.stepdown-system.svc:8443`."""
     ca_bundle: str
     """PEM: whoever may have signed the operator's certificate."""
-    sync_port: int = 8443
+    sync_port: int = SYNC_PORT
     """Where the operator's pods listen for them: what stands behind `sync_url` where that is a Service."""
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ a LIST, and everything that was half done is done again, which is the same as do
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from stepdown.cluster.children import Children
@@ -17,6 +17,7 @@ from stepdown.cluster.statuses import StatusWriter
 from stepdown.ledger import Ledger
 from stepdown.reconcile import Pass
 from stepdown.render.objects import Settings
+from stepdown.render.parts import SYNC_PORT
 from stepdown.sync import log
 from stepdown.sync.auth import LiveFleet
 from stepdown.sync.clock import now_s
@@ -42,9 +43,20 @@ BUNDLE_S = 15.0
 class Leading:
     """One term. `start`, then `run` until something fails or it is cancelled, then `stop`."""
 
-    def __init__(self, options: Options, cluster: Cluster, tls: Tls, metrics: Metrics, identity: str, board: Board) -> None:
+    def __init__(
+        self,
+        options: Options,
+        cluster: Cluster,
+        tls: Tls,
+        metrics: Metrics,
+        identity: str,
+        board: Board,
+        *,
+        may_write: Callable[[], bool],
+    ) -> None:
+        """`may_write`: whether the Lease is ours at this moment, without which nothing is written to the API server."""
         self._options, self._cluster, self._tls, self._metrics, self._identity = options, cluster, tls, metrics, identity
-        self._board = board
+        self._board, self._may_write = board, may_write
         self.service: SyncService | None = None
         self._store = Store()
         self._deliveries = Deliveries()
@@ -76,7 +88,7 @@ class Leading:
         self.service = await self._open()
         self._resync = Resync(self._cluster, self._store, self._deliveries, self._wake, self._shown_seen)
         self._recorder = Recorder(self._cluster, self._options.identity, now_s)
-        self._shown = Shown(StatusWriter(self._cluster), self._recorder, self._store)
+        self._shown = Shown(StatusWriter(self._cluster), self._recorder, self._store, may_write=self._may_write)
         self._shown.wrote = self._count_status
         await self._resync.list_everything()
         log.info("everything is listed", event="listed", **{kind: self._store.count(kind) for kind in WATCHED})
@@ -86,7 +98,7 @@ class Leading:
         rules = Rules(options.namespace, options.allowed_upstreams, options.fleet_namespaces)
         engine = self._engine = Engine(self._store, keeper, self.service, rules)
         self._children = Children(self._cluster, namespaces=options.fleet_namespaces, on_change=self._drifted)
-        self._fleets = Fleets(self._cluster, self._children, self._settings, engine.wake)
+        self._fleets = Fleets(self._cluster, self._children, self._settings, engine.wake, may_write=self._may_write)
         self._fleets.applied = self._count_children
         engine.fleets = lambda: self._fleets.seen if self._fleets is not None else {}
         engine.done, engine.took = self._done, self._metrics.reconcile.observe
@@ -186,6 +198,7 @@ class Leading:
             image=options.image,
             sync_url=options.sync_url,
             ca_bundle=self._tls.bundle,
+            sync_port=options.listen[1] or SYNC_PORT,
             pull_policy=options.pull_policy,
             pull_secrets=options.pull_secrets,
         )
