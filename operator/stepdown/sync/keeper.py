@@ -65,7 +65,7 @@ class Keeper:
                 if self._board is not None:
                     self._board.publish(name, digest(fleet), config.digests)
                 changed.append(name)
-            self._published[name] = config
+        self._published = dict(configs)  # without fleets that are gone: one that comes again is published again
         return tuple(changed)
 
 

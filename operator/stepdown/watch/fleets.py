@@ -62,10 +62,17 @@ class Fleets:
     """All of them. `tell` after each pass, `drifted` when a child changed."""
 
     def __init__(
-        self, cluster: Cluster, children: Children, settings: Callable[[], Settings], changed: Callable[[], None]
+        self,
+        cluster: Cluster,
+        children: Children,
+        settings: Callable[[], Settings],
+        changed: Callable[[], None],
+        *,
+        may_write: Callable[[], bool],
     ) -> None:
         """`settings` may change: the sync CA follows upon itself. `changed`: `seen` says something new."""
         self._cluster, self._children, self._settings, self._changed = cluster, children, settings, changed
+        self._may_write = may_write
         self._workers: dict[str, _Worker] = {}
         self.seen: Mapping[str, FleetSeen] = {}
         """By RoutingProxy: what the cluster has of it. Another mapping whenever it changes."""
@@ -123,6 +130,8 @@ class Fleets:
                     await worker.woken.wait()
             except TimeoutError:
                 pass
+            while not self._may_write():
+                await asyncio.sleep(PACE_S)
             worker.woken.clear()
             wanted = worker.wanted
             retry_s = await self._apply(key, worker, wanted)

@@ -6,7 +6,9 @@
                                              └── ledger, witness
 
 `cli.operator` calls `serve`. A replica that does not lead is well and ready: it answers proxies with the leader's address. One
-that loses the Lease ends, as Kubernetes' own controllers do: whatever it was doing, another does it now.
+that loses the Lease to another ends, as Kubernetes' own controllers do: whatever it was doing, another does it now. One that
+cannot renew it, because the API server is away, writes nothing there until it can, and goes on answering its proxies: no other
+can have begun, and if one had, the ledger's epoch would say so.
 """
 
 import asyncio
@@ -39,6 +41,8 @@ from stepdown.watch.watchdog import Blind, LoopWatch
 
 LEASE = "stepdown"
 CA_DIR = "sync-ca"
+LOOK_S = 0.5
+"""How often it is looked whether another has the Lease that this process cannot renew."""
 _SWITCH_S = 0.001
 """How long a judging thread may hold the interpreter while an answer waits."""
 
@@ -52,7 +56,7 @@ class Ended(Exception):
 
 
 class LeadershipLost(Ended):
-    """Another replica may lead now."""
+    """Another replica leads now."""
 
 
 def serve(options: Options) -> int:
@@ -79,6 +83,7 @@ class _Process:
         self._board = Board()
         self._leading: Leading | None = None
         self._won, self._lost, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._doubted = False
         self._tls = _tls(options)
         self._authenticator = Authenticator(cluster, self._fleet, time.monotonic)
         self._https = SyncHttps(
@@ -101,7 +106,7 @@ class _Process:
         watch = LoopWatch()
         watch.start()
         await self._listen()
-        electing = asyncio.create_task(self._elector.run(self._won.set, self._lost.set), name="lease")
+        electing = asyncio.create_task(self._elector.run(self._lease_is_ours, self._lease_is_not), name="lease")
         try:
             await self._until_stopped(electing)
         finally:
@@ -144,7 +149,15 @@ class _Process:
             return
         log.info("this replica leads", event="leading", identity=self._identity)
         self._metrics.leader.set(1)
-        self._leading = Leading(self._options, self._cluster, self._tls, self._metrics, self._identity, self._board)
+        self._leading = Leading(
+            self._options,
+            self._cluster,
+            self._tls,
+            self._metrics,
+            self._identity,
+            self._board,
+            may_write=lambda: self._elector.leading,
+        )
         if not await self._either(self._leading.start(), electing):
             return
         gc.collect()
@@ -154,6 +167,27 @@ class _Process:
             await self._either(self._leading.run(), electing)
         except (Blind, HistoryWentBack, WatchersEnded) as error:
             raise Ended(f"{error}: the process ends, and its next start lists everything afresh") from error
+
+    def _lease_is_ours(self) -> None:
+        if self._doubted:
+            log.info("the lease is renewed: everything is written again", event="lease")
+        self._doubted = False
+        self._won.set()
+
+    def _lease_is_not(self) -> None:
+        if self._stop.is_set() or self._leading is None:
+            return
+        self._doubted = True
+        log.warning("the lease is not renewed: nothing is written until it is; proxies are answered", event="lease")
+        asyncio.get_running_loop().call_later(LOOK_S, self._look_at_the_lease)
+
+    def _look_at_the_lease(self) -> None:
+        """Whether another has it, which ends this process; until somebody has."""
+        leader = self._elector.leader
+        if leader is not None and leader.identity and leader.identity != self._identity:
+            self._lost.set()
+        elif not self._elector.leading:
+            asyncio.get_running_loop().call_later(LOOK_S, self._look_at_the_lease)
 
     async def _either(self, work: Any, electing: "asyncio.Task[None]") -> bool:
         """Awaits `work`; False: SIGTERM came first. Raises LeadershipLost."""
@@ -165,7 +199,7 @@ class _Process:
                 log.info("stopping", event="stopping")
                 return False
             if self._lost.is_set():
-                raise LeadershipLost("the lease was lost: another replica may lead now, so this process ends")
+                raise LeadershipLost("another replica has the lease now, so this process ends")
             if electing.done():
                 electing.result()
                 raise LeadershipLost("the election ended")
@@ -185,7 +219,7 @@ class _Process:
         return self._leading.fleet(key) if self._leading is not None else None
 
     def _leader(self) -> str | None:
-        if self._leading is not None and self._elector.leading:
+        if self._leading is not None and not self._lost.is_set():
             return None
         leader = self._elector.leader
         return leader.address if leader is not None and leader.identity != self._identity else ""

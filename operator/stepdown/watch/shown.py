@@ -25,6 +25,8 @@ from stepdown.watch.store import Seen, Store
 
 AT_ONCE = 8
 """Writes under way."""
+PAUSE_S = 0.5
+"""How often it is asked whether writing is allowed again."""
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 _KINDS: Mapping[str, KindRef] = {kind.kind: kind for kind in OURS}
@@ -33,8 +35,10 @@ _KINDS: Mapping[str, KindRef] = {kind.kind: kind for kind in OURS}
 class Shown:
     """`tell` after each pass; `run` writes until cancelled."""
 
-    def __init__(self, writer: StatusWriter, recorder: Recorder, store: Store, pace: Pace | None = None) -> None:
-        self._writer, self._recorder, self._store = writer, recorder, store
+    def __init__(
+        self, writer: StatusWriter, recorder: Recorder, store: Store, *, may_write: Callable[[], bool], pace: Pace | None = None
+    ) -> None:
+        self._writer, self._recorder, self._store, self._may_write = writer, recorder, store, may_write
         self._pace = pace or Pace()
         self._made: Pass | None = None
         self._written: dict[ObjectKey, Mapping[str, Any]] = {}
@@ -80,9 +84,11 @@ class Shown:
             await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _once(self) -> None:
-        wait_s = None
+        wait_s: float | None = None
         self._woken.clear()
-        if self._made is not None:
+        if not self._may_write():
+            wait_s = PAUSE_S
+        elif self._made is not None:
             now_s = time.monotonic()
             due = self._pace.look(self._made.made, self._made.plan, now_s)
             for write in due.writes:
