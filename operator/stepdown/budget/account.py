@@ -50,7 +50,11 @@ class Balance:
     idle_nusd: int = 0
     """Leased to open instances and reserved by no request."""
     unreconciled_nusd: int = 0
-    """Held for lost instances beyond what they reported: charged until a statement or an administrator settles it."""
+    """Held for lost instances beyond what they reported, and what an older copy of the ledger cannot account for: charged until
+    a statement or an administrator settles it."""
+    awaited_nusd: int = 0
+    """Perhaps granted before the keeper began, and not reported since: charged for the seconds until every proxy has spoken.
+    Not in `used`, so that no step is taken for it; what does not come becomes `unreconciled_nusd`."""
     excess_nusd: int = 0
     """The part of `settled_nusd` beyond what was leased: an upstream charged more than a request's worst case."""
     enforced: bool = False
@@ -62,7 +66,7 @@ class Balance:
 
     @property
     def committed_nusd(self) -> int:
-        return self.spent_nusd + self.reserved_nusd + self.idle_nusd + self.unreconciled_nusd
+        return self.spent_nusd + self.reserved_nusd + self.idle_nusd + self.unreconciled_nusd + self.awaited_nusd
 
     @property
     def headroom_nusd(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import sqlalchemy as sa
 
-from stepdown.ledger import binding, store, traffic
+from stepdown.ledger import binding, store, terms, traffic
 from stepdown.ledger.errors import LedgerRefused
 from stepdown.ledger.lease import Account
 from stepdown.ledger.schema import accounts, leases
@@ -21,7 +21,10 @@ def close(
     for account in its_accounts:
         lease = account.leases.get(instance.id)
         if lease is not None:
-            account.close(lease, lease.used if stated is None else stated.get(account.name, lease.consumed))
+            was, consumed = lease.committed, lease.used if stated is None else stated.get(account.name, lease.consumed)
+            account.close(lease, consumed)
+            if instance.unheard:  # Its own last word, or the administrator's first on it.
+                account.account_for(consumed - was, long_silent=bool(instance.unheard & terms.LONG_SILENT))
     store.drop_leases(connection, instance.id)
     binding.fold(connection, instance.id)
     traffic.fold(connection, instance.id)

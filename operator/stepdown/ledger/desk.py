@@ -4,10 +4,11 @@ The one rule: no grant leaves an account's committed money above its limit. Asks
 accounts of a rung or none; then idle headroom; then the answers say what the keeper would like back.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from stepdown.ledger.lease import Account, Lease
+from stepdown.ledger.marks import Marks
 from stepdown.ledger.policy import fair_shares, idle_cap
 from stepdown.model.sync import Ask, AskAnswer, LeaseGrant
 
@@ -35,8 +36,19 @@ class Pressure:
 class Desk:
     """Accounts of one batch, by name, at one moment."""
 
-    def __init__(self, accounts: Mapping[str, Account], pressure: Pressure, now_s: float) -> None:
+    def __init__(
+        self,
+        accounts: Mapping[str, Account],
+        pressure: Pressure,
+        now_s: float,
+        marks: Marks | None = None,
+        witnessed: Collection[int] | None = None,
+    ) -> None:
+        """`marks`: no grant passes them, and only those instances get any that are `witnessed`. None: there is no witness."""
         self.accounts, self._pressure, self._now_s = accounts, pressure, now_s
+        self._marks, self.witnessed = marks, witnessed
+        self.unborn: set[int] = set()
+        """Instances that would have been granted something, were they known to the witness."""
         self._targets: dict[str, dict[int, int]] = {}
 
     # Asks -------------------------------------------------------------------------------------------------------------
@@ -48,23 +60,60 @@ class Desk:
                 if (account := self.accounts.get(name)) is not None:
                     account.lease(instance).earmarked += nusd
 
-    def answer(self, instance: int, horizon_s: float, ask: Ask) -> AskAnswer:
-        """Grants the best rung that all its accounts can bear, or none."""
+    def answer(self, instance: int, horizon_s: float, ask: Ask, *, patient: bool = False) -> AskAnswer | None:
+        """Grants the best rung that all its accounts can bear, or none. None: `patient`, it waits for the witness."""
+        barred = False
         for index, rung in enumerate(ask.rungs):
             held = self._held_after(instance, horizon_s, rung)
-            if held is not None:
-                for name, nusd in rung.items():
-                    account = self.accounts[name]
-                    lease = account.lease(instance)
-                    account.grant(lease, held[name])
-                    lease.earmarked += nusd
-                return AskAnswer(id=ask.id, rung=index)
+            if held is None:
+                continue
+            if self._marks is not None and not self._may(self._marks, instance, held, patient):
+                if patient and not self._marks.closed:
+                    return None
+                barred = True
+                continue
+            for name, nusd in rung.items():
+                account = self.accounts[name]
+                lease = account.lease(instance)
+                account.grant(lease, held[name])
+                lease.earmarked += nusd
+            return AskAnswer(id=ask.id, rung=index)
+        if barred:
+            return AskAnswer(id=ask.id, rung=-1, recoverable=True)
         recoverable = False
         for rung in ask.rungs:
             if self._could_come(rung, horizon_s):
                 recoverable = True
                 self._press(instance, rung)
         return AskAnswer(id=ask.id, rung=-1, recoverable=recoverable)
+
+    def _may(self, marks: Marks, instance: int, held: Mapping[str, int], patient: bool) -> bool:
+        """Whether the witness knows of all that would be granted; what it lacks is wanted of it."""
+        grants: dict[str, int] = {}
+        for name, nusd in held.items():
+            lease = self.accounts[name].lease(instance)
+            more = max(nusd, lease.used) - lease.committed
+            if self.accounts[name].hard and more > 0:
+                grants[name] = more
+        if not grants:
+            return True
+        if marks.closed:
+            return False
+        may = self._known(instance)
+        for name, more in grants.items():
+            if more > marks.room(self.accounts[name]):
+                marks.want(self.accounts[name], more)
+                may = False
+            may = may and not (patient and name in marks.short)
+        if patient and not may:
+            marks.short.update(grants)
+        return may
+
+    def _known(self, instance: int) -> bool:
+        if self.witnessed is None or instance in self.witnessed:
+            return True
+        self.unborn.add(instance)
+        return False
 
     def _held_after(self, instance: int, horizon_s: float, rung: Mapping[str, int]) -> dict[str, int] | None:
         """What the instance must hold of each account for this rung; None if an account cannot bear it."""
@@ -112,8 +161,19 @@ class Desk:
                 continue
             cap = idle_cap(account.headroom + account.idle)
             more = min(self._target(account, instance) - free, cap - account.idle, account.headroom)
+            if more > 0 and self._marks is not None:
+                more = self._within(self._marks, account, instance, more)
             if more > 0:
                 account.grant(lease, lease.held + more)
+
+    def _within(self, marks: Marks, account: Account, instance: int, more: int) -> int:
+        """What of it may be granted at once; for the rest, the witness is raised and the next message comes again."""
+        if marks.closed or account.name in marks.short:
+            return 0
+        room = marks.room(account)
+        if more > room:
+            marks.want(account, more)
+        return min(more, room) if self._known(instance) else 0
 
     def recall(self, account: Account, lease: Lease) -> int:
         """What the keeper asks this instance to give back, of what it holds idle."""

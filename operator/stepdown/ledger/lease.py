@@ -67,6 +67,7 @@ class Account:
     """One account with its leases and their sums, in nUSD."""
 
     __slots__ = (
+        "awaited",
         "budget",
         "closed_consumed",
         "closed_estimated",
@@ -84,6 +85,7 @@ class Account:
         "opening",
         "start_s",
         "stored",
+        "unaccounted",
         "unreconciled",
     )
 
@@ -101,23 +103,34 @@ class Account:
         closed_estimated: int,
         closed_excess: int,
         closed_unmetered: int,
+        awaited: int = 0,
+        unaccounted: int = 0,
     ) -> None:
         self.id, self.name, self.budget, self.start_s, self.end_s = id_, name, budget, start_s, end_s
         self.limit, self.hard, self.opening = limit, hard, opening
         self.closed_consumed, self.closed_estimated = closed_consumed, closed_estimated
         self.closed_excess, self.closed_unmetered = closed_excess, closed_unmetered
+        self.awaited, self.unaccounted = awaited, unaccounted
         self.stored = self.totals
         self.leases: dict[int, Lease] = {}
-        self.committed = opening + closed_consumed
+        self.committed = opening + closed_consumed + awaited + unaccounted
         self.consumed = closed_consumed
         self.idle = 0
         """At open instances, earmarks included."""
-        self.unreconciled = 0
+        self.unreconciled = unaccounted
 
     @property
     def totals(self) -> tuple[int, ...]:
         """What a sync may change in the account's own row."""
-        return (self.opening, self.closed_consumed, self.closed_estimated, self.closed_excess, self.closed_unmetered)
+        return (
+            self.opening,
+            self.closed_consumed,
+            self.closed_estimated,
+            self.closed_excess,
+            self.closed_unmetered,
+            self.awaited,
+            self.unaccounted,
+        )
 
     @property
     def spent(self) -> int:
@@ -144,6 +157,27 @@ class Account:
     def charge_opening(self, nusd: int) -> None:
         self.opening += nusd
         self.committed += nusd
+
+    def wait_for(self, nusd: int) -> None:
+        """So much more may have been granted than is known here (`terms`)."""
+        if nusd > 0:
+            self.awaited += nusd
+            self.committed += nusd
+
+    def account_for(self, nusd: int, *, long_silent: bool = False) -> None:
+        """What somebody says beyond what was known of it was awaited; what it holds less than was known, others may hold.
+
+        All that is committed stays the same, unless nothing is awaited any more.
+        """
+        if nusd < 0 and not long_silent:
+            self.wait_for(-nusd)
+            return
+        paid = min(max(0, nusd), self.awaited)
+        self.awaited -= paid
+        rest = min(nusd - paid, self.unaccounted)
+        self.unaccounted -= rest
+        self.unreconciled -= rest
+        self.committed -= paid + rest
 
     def grant(self, lease: Lease, held_nusd: int) -> None:
         """Raises what the instance holds to this much. The caller has checked the limit."""

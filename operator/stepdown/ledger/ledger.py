@@ -5,16 +5,18 @@ transaction: it has happened whole when it returns, and not at all when it raise
 `policy`); what is stored is in `store`, `binding` and `traffic`; SQLite's ways are in `sqlite`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance, Binding
-from stepdown.ledger import binding, closing, epoch, errors, migrate, store, traffic, verify, views
+from stepdown.ledger import binding, closing, epoch, errors, migrate, store, terms, traffic, verify, views
 from stepdown.ledger.check import check
 from stepdown.ledger.desk import Pressure
+from stepdown.ledger.marks import EPOCH, Marks
 from stepdown.ledger.round import Published, Round
 from stepdown.ledger.schema import REVISIONS, accepted_specs
 from stepdown.ledger.sqlite import Database, open_database
@@ -23,6 +25,18 @@ from stepdown.ledger.views import InstanceView
 from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
 
 _SEEN, _REVISION = "seen_s", "revision"
+_NEVER = -1
+"""An epoch that nobody has."""
+
+
+class Judged(NamedTuple):
+    """The answers to a batch, in its order."""
+
+    answers: list[SyncAnswer]
+    short: tuple[int, ...] = ()
+    """Indices of those that wait for the witness: to be judged again when it has been raised, rather than answered."""
+    marks: Mapping[str, int] = {}
+    """All that the witness should hold; empty while it does."""
 
 
 class Ledger:
@@ -34,6 +48,10 @@ class Ledger:
         self._pressure = Pressure()
         self._published = Published()
         self._epoch = 0
+        self._marks: Marks | None = None
+        self._began_s = 0.0
+        self._awaiting = False
+        self._lost = False
         self.revision = 0
         self._seen_s = 0.0
         with self._transaction() as connection:
@@ -62,6 +80,11 @@ class Ledger:
             raise
 
     def close(self) -> None:
+        """A keeper that has granted under a witness says that this was all: the next need not doubt."""
+        if self._marks is not None and self._epoch and self._marks.known.get(EPOCH, 0) >= self._epoch:
+            with suppress(errors.LedgerError), self._writing() as connection:
+                terms.close(connection, self._epoch)
+        self._epoch = _NEVER
         self._database.close()
 
     def _remember(self, connection: sa.Connection) -> None:
@@ -102,6 +125,63 @@ class Ledger:
         self._seen_s = max(self._seen_s, now_s)
         return self._seen_s
 
+    # The witness ------------------------------------------------------------------------------------------------------
+
+    def guard(self) -> None:
+        """From here on there is a witness: nothing is granted before `begin`, and nothing beyond its marks."""
+        self._marks = Marks()
+
+    def begin(self, witness: Mapping[str, int], now_s: float) -> terms.Begun:
+        """Judges this ledger by what the witness holds (`terms`). To be called after `take_epoch`.
+
+        Grants begin when the witness has been raised to `needed_marks` and `set_marks` has said so.
+        """
+        now_s, marks = self._now(now_s), Marks()
+        marks.reached(witness)
+        with self._writing() as connection:
+            begun = terms.begin(connection, self._epoch, witness, now_s)
+            self._awaiting = terms.settle(connection, hoping=True)
+        self._epoch, self._began_s, self._lost = begun.epoch, now_s, begun.lost > 0
+        for name, value in begun.marks.items():
+            marks.want_value(name, value)
+        self._marks = marks
+        self._reopen()
+        return begun
+
+    def needed_marks(self) -> dict[str, int]:
+        """All that the witness should hold; empty while it does."""
+        return self._marks.raised if self._marks is not None else {}
+
+    def set_marks(self, marks: Mapping[str, int]) -> None:
+        """The witness holds at least these now."""
+        if self._marks is not None:
+            self._marks.reached(marks)
+            self._reopen()
+
+    @property
+    def standstill(self) -> str:
+        """Why nothing may be granted; empty when something may."""
+        return self._marks.closed if self._marks is not None else ""
+
+    def _reopen(self) -> None:
+        assert self._marks is not None
+        if self._lost:
+            path = self._database.path
+            self._marks.closed = (
+                f"the ledger {path} is empty, but the witness knows of money that was granted: what was in it is lost. "
+                "Bring it back from a backup; or accept that all up to the marks counts as spent, with "
+                f"`stepdown ledger init --accept-loss {path}`"
+            )
+        elif self._marks.known.get(EPOCH, 0) < self._epoch:
+            self._marks.closed = "the witness has not been told yet who grants now"
+        else:
+            self._marks.closed = ""
+
+    def accept_loss(self) -> None:
+        """An administrator's word on an empty ledger beside marks. Its keeper hears it with the next message."""
+        with self._transaction() as connection:
+            terms.accept_loss(connection)
+
     # Proxies ----------------------------------------------------------------------------------------------------------
 
     def sync(self, batch: Sequence[SyncRequest], now_s: float) -> list[SyncAnswer]:
@@ -109,17 +189,42 @@ class Ledger:
 
         The answers carry no config: the service adds it.
         """
+        return self.judge(batch, now_s).answers
+
+    def judge(self, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int] = ()) -> Judged:
+        """As `sync`, but messages whose indices are `patient` may be told to wait for the witness (`needed_marks`)."""
         for request in batch:
             check(request)
         now_s = self._now(now_s)
+        wanted = dict(self._marks.wanted) if self._marks is not None else {}
+        try:
+            return self._judge(batch, now_s, patient)
+        except BaseException:
+            if self._marks is not None:  # Nothing of it has happened, so nothing of it is wanted.
+                self._marks.wanted = wanted
+            raise
+
+    def _judge(self, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int]) -> Judged:
         answers: dict[int, SyncAnswer] = {}
+        short: list[int] = []
         with self._writing() as connection:
+            if self._lost and terms.accepted(connection):
+                self._lost = False
+                self._reopen()
             store.mark_lost(connection, now_s)
+            revealed = self._awaiting
             for part in _rounds(batch):
-                round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s)
-                for index, answer in zip(part, round_.run([batch[index] for index in part]), strict=True):
-                    answers[index] = answer
-        return [answers[index] for index in range(len(batch))]
+                round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)
+                said = round_.run([batch[index] for index in part], {batch[i].instance for i in part if i in patient})
+                answers |= zip(part, said, strict=True)
+                short += (index for index in part if batch[index].instance in round_.short)
+                revealed |= round_.revealed
+            if revealed:
+                self._awaiting = self._settle(connection, now_s)
+        return Judged([answers[index] for index in range(len(batch))], tuple(short), self.needed_marks())
+
+    def _settle(self, connection: sa.Connection, now_s: float) -> bool:
+        return terms.settle(connection, hoping=now_s < self._began_s + terms.HOPE_S)
 
     def publish(self, fleet: str, digests: Mapping[int, str], horizon_s: float) -> None:
         """From here on, an instance of this fleet that acknowledges one of these digests obeys all that is bound now.
@@ -137,6 +242,8 @@ class Ledger:
         with self._writing() as connection:
             store.mark_lost(connection, now_s)
             closing.settle(connection, instance, consumed)
+            if self._marks is not None:
+                self._awaiting = self._settle(connection, now_s)
 
     # The plan ---------------------------------------------------------------------------------------------------------
 

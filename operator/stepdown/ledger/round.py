@@ -3,15 +3,16 @@
 The order matters: what has been spent is taken in from everybody before anything is granted to anybody.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
-from stepdown.ledger import binding, closing, store, traffic
+from stepdown.ledger import binding, closing, store, terms, traffic
 from stepdown.ledger.desk import Desk, Pressure
 from stepdown.ledger.errors import LedgerRefused
 from stepdown.ledger.lease import Account
+from stepdown.ledger.marks import BORN, Marks
 from stepdown.ledger.schema import bindings, counters
 from stepdown.ledger.store import Instance
 from stepdown.model.config import SHARDS, Shard, digest
@@ -23,7 +24,6 @@ EMPTY = {index: digest(Shard(index=index)) for index in range(SHARDS)}
 DIGESTS_KEPT = 256
 """How many published digests of a shard are remembered: a request may be in flight under any of them."""
 
-UNKNOWN_PERIOD_S = 31 * 86_400
 DEFAULT_HORIZON_S = 600.0
 
 
@@ -67,14 +67,21 @@ class Round:
         published: Published,
         revision: int,
         now_s: float,
+        marks: Marks | None = None,
     ) -> None:
         self._connection, self._names, self._pressure = connection, names, pressure
         self._published, self._revision, self._now_s = published, revision, now_s
+        self._marks = marks
         self._instances: dict[str, Instance] = {}
         self._accounts: dict[str, Account] = {}
         self._asked: dict[str, tuple[AskAnswer, ...]] = {}
+        self.short: set[str] = set()
+        """Instances with an ask that waits for the witness."""
+        self.revealed = False
+        """Somebody was heard of whom this ledger may not have known everything."""
 
-    def run(self, batch: Sequence[SyncRequest]) -> list[SyncAnswer]:
+    def run(self, batch: Sequence[SyncRequest], patient: Collection[str] = ()) -> list[SyncAnswer]:
+        """`patient`: instances whose asks may wait until the witness is raised, rather than be refused for its sake."""
         self._instances = store.load_instances(self._connection, [each.instance for each in batch])
         verdicts = {each.instance: self._judge(each) for each in batch}
         fresh = [each for each in batch if verdicts[each.instance] == "ok"]
@@ -93,13 +100,15 @@ class Round:
         for each in fresh:
             self._open(each)
         for each in fresh:
+            self._hear_out(each)
             if each.closing:
                 closing.close(self._connection, self._instances[each.instance], self._accounts.values())
-        desk = Desk(self._accounts, self._pressure, self._now_s)
         live = [each for each in fresh if not each.closing]
-        self._serve(desk, live, [each for each in batch if verdicts[each.instance] == "stale"])
+        desk = Desk(self._accounts, self._pressure, self._now_s, self._marks, self._witnessed(batch))
+        self._serve(desk, live, [each for each in batch if verdicts[each.instance] == "stale"], patient)
         for each in live:
             desk.top_up(self._instances[each.instance].id, self._instances[each.instance].horizon_s)
+        self._look_ahead(desk, live)
         answers = [self._answer(desk, each, verdicts[each.instance]) for each in batch]
         store.save_accounts(self._connection, self._accounts.values())
         store.save_instances(self._connection, [self._instances[each.instance] for each in fresh])
@@ -112,6 +121,8 @@ class Round:
         if instance is None:
             instance = store.create_instance(self._connection, request.instance, request.fleet, self._now_s)
             self._instances[request.instance] = instance
+            if self._marks is not None and request.protocol > 1 and not request.whole:
+                instance.unheard, self.revealed = terms.SILENT, True  # It thinks that it is known here.
         if instance.fleet != request.fleet:
             raise LedgerRefused(
                 f"sync from {request.instance}: it says fleet {request.fleet!r}, but began as one of {instance.fleet!r}; "
@@ -119,7 +130,8 @@ class Round:
             )
         if instance.state == "closed":
             return "ended" if request.closing and request.seq >= instance.seq else "fenced"
-        return "stale" if request.seq < instance.seq else "ok"
+        unsaid = request.closing and instance.unheard and request.protocol > 1 and not request.whole
+        return "stale" if request.seq < instance.seq or unsaid else "ok"
 
     def _meet(self, request: SyncRequest) -> bool:
         """The instance is heard from. True: it had been given up, and is back with all that it holds."""
@@ -128,6 +140,8 @@ class Round:
         instance.state, instance.seq = "open", request.seq
         instance.last_s, instance.longest_s = self._now_s, request.longest_s
         instance.horizon_s = self._published.horizon_s(request.fleet)
+        if was_lost and instance.born > 0:
+            instance.born = terms.AGAIN
         return was_lost
 
     def _load(self, batch: Sequence[SyncRequest]) -> None:
@@ -144,15 +158,31 @@ class Round:
                 if not (report.granted or report.consumed or report.reserved):
                     continue
                 account = self._accounts[report.account] = self._unheard_of(request, report.account)
-            account.report(account.lease(instance.id), report)
+            lease = account.lease(instance.id)
+            was, knew = lease.committed, lease.granted
+            account.report(lease, report)
+            if instance.unheard or (self._marks is not None and report.granted > knew):
+                more = lease.committed - was
+                if more > 0 or instance.unheard:
+                    account.account_for(more, long_silent=bool(instance.unheard & terms.LONG_SILENT))
 
     def _unheard_of(self, request: SyncRequest, name: str) -> Account:
-        """Money spent from an account that the plan has not named: it is recorded, with a limit of 0, until the plan does."""
-        budget, _, start = name.rpartition("@")
-        if not budget or not start.isdecimal() or not start.isascii() or len(start) > 12:
+        """Money spent from an account that the plan has not named: it is recorded."""
+        if store.start_of(name) is None:
             raise LedgerRefused(f"sync from {request.instance}: {name!r} is no account; valid is NAMESPACE/BUDGET@START")
-        start_s = int(start)
-        return store.create_account(self._connection, name, budget, start_s, start_s + UNKNOWN_PERIOD_S, 0, True)
+        return store.create_stub(self._connection, name)
+
+    def _hear_out(self, request: SyncRequest) -> None:
+        """Whether all is known of the instance from here on, and whether it is one that this ledger had lost."""
+        instance = self._instances[request.instance]
+        if instance.unheard and (request.whole or request.protocol < 2):
+            if not request.whole:
+                terms.never_sure(self._connection)
+            instance.unheard, self.revealed = 0, True
+        if self._marks is None or instance.born or not any(report.granted for report in request.leases):
+            return
+        if terms.come_forward(self._connection):
+            instance.born, self.revealed = terms.AGAIN, True
 
     def _open(self, request: SyncRequest) -> None:
         """Charges what bound routes spent before the instance obeyed, and then notes what it obeys now."""
@@ -165,9 +195,33 @@ class Round:
         for shard, revision in self._published.obeyed(request.fleet, request.acknowledged).items():
             instance.acked[shard] = max(revision, instance.acked.get(shard, 0))
 
+    # The witness ------------------------------------------------------------------------------------------------------
+
+    def _witnessed(self, batch: Sequence[SyncRequest]) -> set[int] | None:
+        """Those to whom something may be granted; None: there is no witness, and to everybody."""
+        if self._marks is None:
+            return None
+        born = self._marks.known.get(BORN, 0)
+        return {each.id for each in map(self._instances.__getitem__, {m.instance for m in batch}) if 0 < each.born <= born}
+
+    def _look_ahead(self, desk: Desk, live: Sequence[SyncRequest]) -> None:
+        """What the witness should hold soon: marks with room, and a number for everybody who is to hold money."""
+        if self._marks is None:
+            return
+        self._marks.look_ahead(self._accounts.values())
+        for request in live:
+            instance = self._instances[request.instance]
+            holds = not instance.born and any(
+                a.leases[instance.id].granted for a in self._accounts.values() if instance.id in a.leases
+            )
+            if holds or instance.id in desk.unborn:
+                if instance.born <= 0:
+                    instance.born = terms.next_born(self._connection)
+                self._marks.want_value(BORN, instance.born)
+
     # Answering --------------------------------------------------------------------------------------------------------
 
-    def _serve(self, desk: Desk, live: Sequence[SyncRequest], stale: Sequence[SyncRequest]) -> None:
+    def _serve(self, desk: Desk, live: Sequence[SyncRequest], stale: Sequence[SyncRequest], patient: Collection[str]) -> None:
         """Answers every ask: those granted before as before, the others in order of arrival."""
         granted = store.load_tickets(self._connection, [self._instances[each.instance].id for each in (*live, *stale)])
         new, gone = [], []
@@ -185,8 +239,12 @@ class Round:
                 if ask.id in known:
                     answers.append(AskAnswer(id=ask.id, rung=known[ask.id]))
                     continue
-                answers.append(desk.answer(instance.id, instance.horizon_s, ask))
-                if (rung := answers[-1].rung) >= 0:
+                answer = desk.answer(instance.id, instance.horizon_s, ask, patient=each.instance in patient)
+                if answer is None:
+                    self.short.add(each.instance)
+                    continue
+                answers.append(answer)
+                if (rung := answer.rung) >= 0:
                     known[ask.id] = rung
                     new.append({"instance": instance.id, "ask": ask.id, "rung": rung})
             self._asked[each.instance] = tuple(answers)
@@ -201,10 +259,14 @@ class Round:
             mentioned = {report.account for report in request.leases}
             mentioned |= {name for ask in request.asks for rung in ask.rungs for name in rung}
             leases = desk.grants(self._instances[request.instance].id, mentioned)
+            if desk.witnessed is not None and self._instances[request.instance].id not in desk.witnessed:
+                said = {report.account: report.granted for report in request.leases}
+                leases = tuple(each for each in leases if each.granted <= said.get(each.account, 0))
         return SyncAnswer(
             seq=request.seq,
             now_s=self._now_s,
             verdict="fenced" if verdict == "fenced" else "stale" if verdict == "stale" else "ok",
             leases=leases,
             asks=self._asked.get(request.instance, ()),
+            whole=request.protocol > 1 and self._instances[request.instance].unheard > 0,
         )

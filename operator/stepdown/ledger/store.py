@@ -17,8 +17,19 @@ from stepdown.ledger.schema import accounts, instances, leases, meta, names, tic
 CHUNK = 500
 """Names or numbers in one IN list."""
 
+UNKNOWN_PERIOD_S = 31 * 86_400
+"""How long a period is whose end nobody has said."""
+
 _LEASE = ("granted", "returned", "consumed", "estimated", "reserved", "excess", "want")
-_TOTALS = ("opening", "closed_consumed", "closed_estimated", "closed_excess", "closed_unmetered")
+_TOTALS = (
+    "opening",
+    "closed_consumed",
+    "closed_estimated",
+    "closed_excess",
+    "closed_unmetered",
+    "awaited",
+    "unaccounted",
+)
 _PLAIN = ("id", "name", "budget", "start_s", "end_s", "limit_nusd", "hard")
 _ACCOUNT = [accounts.c[name] for name in (*_PLAIN, *_TOTALS)]
 
@@ -153,6 +164,18 @@ def create_account(
     result = connection.execute(accounts.insert().values(**values, **dict.fromkeys(_TOTALS, 0)))
     assert result.inserted_primary_key is not None
     return Account(result.inserted_primary_key[0], name, budget, start_s, end_s, limit_nusd, hard, 0, 0, 0, 0, 0)
+
+
+def start_of(account: str) -> int | None:
+    """When the period of `namespace/budget@start` begins; None: that is no account."""
+    budget, _, start = account.rpartition("@")
+    return int(start) if budget and start.isdecimal() and start.isascii() and len(start) <= 12 else None
+
+
+def create_stub(connection: sa.Connection, name: str) -> Account:
+    """An account that the plan has not named: with a limit of 0, until the plan does. `start_of` has said that it is one."""
+    start_s = start_of(name) or 0
+    return create_account(connection, name, name.rpartition("@")[0], start_s, start_s + UNKNOWN_PERIOD_S, 0, True)
 
 
 def save_accounts(connection: sa.Connection, changed: Iterable[Account]) -> None:

@@ -41,6 +41,8 @@ def _leases(account: Account) -> Iterator[str]:
             yield f"{where}: uses {lease.used} nUSD of {lease.held} held"
         if lease.estimated > lease.consumed:
             yield f"{where}: estimated {lease.estimated} of {lease.consumed} nUSD consumed"
+    if account.awaited < 0 or account.unaccounted < 0:
+        yield f"account {account.name}: awaits {account.awaited} nUSD, {account.unaccounted} are unaccounted: less than nothing"
     if account.closed_unmetered > account.closed_consumed or account.closed_estimated > account.closed_consumed:
         yield f"account {account.name}: closed instances consumed {account.closed_consumed} nUSD, parts of it are more"
 

@@ -60,6 +60,7 @@ def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[In
         reserved_nusd=sum(lease.reserved for lease in open_),
         idle_nusd=account.idle,
         unreconciled_nusd=account.unreconciled,
+        awaited_nusd=account.awaited,
         excess_nusd=account.closed_excess + sum(lease.excess for lease in account.leases.values()),
         enforced=all(each.acked.get(shard, 0) >= revision for each in instances for shard, revision in newest.items()),
     )

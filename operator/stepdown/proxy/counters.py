@@ -102,9 +102,9 @@ class Counters:
         count.add(more)
         self.changed.add(count)
 
-    def reports(self) -> tuple[Counter, ...]:
-        """What has changed since the last acknowledged message."""
-        return tuple(count.report() for count in self.changed)
+    def reports(self, *, everything: bool = False) -> tuple[Counter, ...]:
+        """What has changed since the last acknowledged message, or all that is here."""
+        return tuple(count.report() for count in (self._by_key.values() if everything else self.changed))
 
     def acknowledge(self, sent: Sequence[Counter]) -> None:
         """The keeper has these numbers; a counter that has grown meanwhile stays marked."""

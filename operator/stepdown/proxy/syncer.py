@@ -13,6 +13,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
+from stepdown.proxy.books import Books
 from stepdown.proxy.lease import Lease
 from stepdown.proxy.table import BadConfig, ShardEntry, Table
 from stepdown.proxy.till import Till
@@ -56,6 +57,10 @@ class Syncer:
         """Messages acknowledged in this process's life; `/readyz` needs one."""
         self.failures = 0
         self._in_a_row = 0
+        self._everything = False
+        """The keeper wants to hear everything."""
+        self._told: Books | None = None
+        """The books of which something has been acknowledged; in those of another instance everything is news."""
         self.fenced = 0
         """Times that the keeper has closed this instance behind its back."""
         self.config_errors = 0
@@ -137,14 +142,15 @@ class Syncer:
         reports = []
         if till.table is not None:
             till.expect_next_period(now_s, till.table.fleet.lease_horizon_s)
+        if boot_s >= self._lowered_until_s:
+            self._protocol = PROTOCOL
+        whole = self._protocol >= 2 and (closing or self._everything or self._told is not till.books)
         for lease in till.books.leases.values():
             lease.pace(elapsed_s)
             report = lease.report()
-            if report != lease.acked or lease.free > 0 or lease.account in asked:
+            if whole or report != lease.acked or lease.free > 0 or lease.account in asked:
                 reports.append(report)
         digests, acknowledged, longest_s = self._config_in_use(till.table, now_s)
-        if boot_s >= self._lowered_until_s:
-            self._protocol = PROTOCOL
         return SyncRequest(
             protocol=self._protocol,
             instance=till.log.identity.instance,
@@ -156,10 +162,11 @@ class Syncer:
             acknowledged=acknowledged,
             leases=tuple(reports),
             asks=asks,
-            counters=till.books.counters.reports(),
+            counters=till.books.counters.reports(everything=whole),
             closing=closing,
             ready=self._protocol >= 2 and self.is_ready(),
             keys=self.keys() if self._protocol >= 2 else {},
+            whole=whole,
         )
 
     def _config_in_use(self, table: Table | None, now_s: float) -> tuple[dict[int, str], dict[int, str], float]:
@@ -191,6 +198,8 @@ class Syncer:
         till = self._till
         if answer.verdict == "fenced" and not request.closing:
             return self._renew()
+        if answer.seq == request.seq:
+            self._everything = answer.whole
         if answer.verdict == "stale" or answer.seq != request.seq:
             self._in_a_row += 1
             return False
@@ -210,6 +219,8 @@ class Syncer:
         self._take_grants(answer)
         till.queue.answered(answer.asks)
         self._give_back(answer)
+        if answer.whole:
+            self._wake.set()
         return True
 
     def _renew(self) -> bool:
@@ -228,6 +239,7 @@ class Syncer:
     def _acknowledge(self, request: SyncRequest) -> None:
         books = self._till.books
         books.heard = True
+        self._told = books
         for report in request.leases:
             books.leases[report.account].acked = report
         books.counters.acknowledge(request.counters)

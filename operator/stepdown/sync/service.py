@@ -21,8 +21,12 @@ from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRef
 from stepdown.plan.world import ProxiesSeen
 from stepdown.sync.older import fleet_of_protocol_1, shard_of_protocol_1
 from stepdown.sync.roll import EMPTY_DIGESTS, Roll
+from stepdown.sync.witness import Raiser, Witness
 
 T = TypeVar("T")
+
+HOLD_S = 1.0
+"""How long a message may wait for the witness; a proxy gives one up after two."""
 
 MAX_BATCH = 256
 """Messages in one transaction, so that the first of a crowd does not wait for all of it."""
@@ -46,17 +50,35 @@ class _Config(NamedTuple):
         return cls(fleet, digest(fleet), shards, tuple(digests))
 
 
+class _Item:
+    """A message that waits for its answer."""
+
+    __slots__ = ("answer", "hold_until_s", "request")
+
+    def __init__(self, request: SyncRequest, answer: "asyncio.Future[SyncAnswer]", hold_until_s: float) -> None:
+        self.request, self.answer, self.hold_until_s = request, answer, hold_until_s
+
+
 _EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
 
 
 class SyncService:
     """Answers proxies. Everything but `publish` is a coroutine on one event loop."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float]) -> None:
-        """`clock` says the ledger's time, Unix seconds. From here on only the service's thread calls the ledger."""
+    def __init__(self, ledger: Ledger, clock: Callable[[], float], witness: Witness | None = None) -> None:
+        """`clock` says the ledger's time, Unix seconds. From here on only the service's thread calls the ledger.
+
+        With a witness nothing is granted before `begin`.
+        """
         self._ledger, self._clock = ledger, clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
-        self._waiting: list[tuple[SyncRequest, asyncio.Future[SyncAnswer]]] = []
+        self._raiser: Raiser | None = None
+        if witness is not None:
+            ledger.guard()
+            self._raiser = Raiser(witness, ledger, self.call, clock, self._release)
+        self._waiting: list[_Item] = []
+        self._held: list[_Item] = []
+        """Judged, and to be judged again when the witness has been raised; in order of arrival."""
         self._running: asyncio.Task[None] | None = None
         self._configs: dict[str, _Config] = {}
         self._older: dict[str, _Config] = {}
@@ -65,6 +87,19 @@ class SyncService:
         self.changed: Callable[[str], None] = _nothing
         """Told the fleet whose proxies a plan would judge otherwise now: one came, went, lost a key, or the last of them has
         the published config."""
+
+    async def begin(self) -> None:
+        """The ledger's term, by the witness; `Ledger.take_epoch` comes before. Raises a LedgerError.
+
+        Should the witness not answer, it is asked again until it does; `standstill` says so.
+        """
+        if self._raiser is not None:
+            await self._raiser.begin()
+
+    @property
+    def standstill(self) -> str:
+        """Why less is granted than the limits allow, a sentence for people; empty when all is well."""
+        return self._raiser.standstill if self._raiser is not None else ""
 
     # The plan's side --------------------------------------------------------------------------------------------------
 
@@ -94,6 +129,9 @@ class SyncService:
 
     async def close(self) -> None:
         """Answers what is waiting, then closes the ledger."""
+        if self._raiser is not None:
+            await self._raiser.close()
+        self._hurry(self._held)
         while self._running is not None:
             await asyncio.wait([self._running])
         with contextlib.suppress(RuntimeError):  # Closed before.
@@ -112,11 +150,11 @@ class SyncService:
             check(request)
         except LedgerRefused as error:
             raise SyncRefused(str(error)) from error
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append((request, future))
-        if self._running is None:
-            self._running = asyncio.create_task(self._work())
-        answer = await future
+        loop = asyncio.get_running_loop()
+        item = _Item(request, loop.create_future(), loop.time() + HOLD_S)
+        self._waiting.append(item)
+        self._run()
+        answer = await item.answer
         if answer.verdict == "ok":
             self._hear(request, pod)
         return self._with_config(request, answer)
@@ -130,6 +168,10 @@ class SyncService:
         if self._roll.hear(request, pod, config.digests if config is not None else EMPTY_DIGESTS, self._clock()):
             self.changed(request.fleet)
 
+    def _run(self) -> None:
+        if self._waiting and self._running is None:
+            self._running = asyncio.create_task(self._work())
+
     async def _work(self) -> None:
         try:
             while self._waiting:
@@ -140,26 +182,62 @@ class SyncService:
             self._waiting = []
             raise
         finally:
-            self._running = asyncio.create_task(self._work()) if self._waiting else None
+            self._running = None
+            self._run()
 
-    async def _answer(self, batch: list[tuple[SyncRequest, "asyncio.Future[SyncAnswer]"]]) -> None:
-        requests = [request for request, _ in batch]
+    async def _answer(self, batch: Sequence[_Item]) -> None:
         try:
-            answers = await self.call(lambda ledger: ledger.sync(requests, self._clock()))
+            await self._judge(batch)
         except LedgerRefused as error:
-            if len(batch) > 1:  # One message must not spoil the others'.
+            if len(batch) == 1:
+                _fail(batch, SyncRefused(str(error)))
+            else:  # One message must not spoil the others'.
                 for one in batch:
                     await self._answer([one])
-                return
-            _fail(batch, SyncRefused(str(error)))
         except (LedgerError, RuntimeError) as error:  # RuntimeError: the thread was shut down.
             _fail(batch, SyncUnavailable(str(error)))
-        else:
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # The caller may have gone.
-                    future.set_result(answer)
-        finally:
+        except BaseException:
             _fail(batch, SyncUnavailable("the keeper failed while it judged this message; nothing was granted"))
+            raise
+
+    async def _judge(self, batch: Sequence[_Item]) -> None:
+        """Answers them, but for those that wait for the witness."""
+        requests = [item.request for item in batch]
+        patient: tuple[int, ...] = ()
+        if self._raiser is not None and self._raiser.patient:
+            now_s = asyncio.get_running_loop().time()
+            patient = tuple(index for index, item in enumerate(batch) if item.hold_until_s > now_s)
+        judged = await self.call(lambda ledger: ledger.judge(requests, self._clock(), patient))
+        short = frozenset(judged.short)
+        for index, (item, answer) in enumerate(zip(batch, judged.answers, strict=True)):
+            if index not in short and not item.answer.done():  # The caller may have gone.
+                item.answer.set_result(answer)
+        self._hold([batch[index] for index in judged.short])
+        if self._raiser is not None:
+            self._raiser.want(judged.marks)
+
+    # The witness ------------------------------------------------------------------------------------------------------
+
+    def _hold(self, held: Sequence[_Item]) -> None:
+        loop = asyncio.get_running_loop()
+        for item in held:
+            self._held.append(item)
+            loop.call_at(item.hold_until_s, self._hurry, [item])
+
+    def _release(self) -> None:
+        """The witness has been raised, or cannot be: those that waited are the first of the next batch."""
+        self._waiting[:0] = self._held
+        self._held = []
+        self._run()
+
+    def _hurry(self, items: Sequence[_Item]) -> None:
+        """They have waited long enough: whatever the marks allow."""
+        late = [item for item in items if item in self._held]
+        for item in late:
+            item.hold_until_s = 0.0
+            self._held.remove(item)
+        self._waiting[:0] = late
+        self._run()
 
     def _with_config(self, request: SyncRequest, answer: SyncAnswer) -> SyncAnswer:
         protocol = min(PROTOCOL, request.protocol)
@@ -187,10 +265,10 @@ def check_protocol(protocol: int) -> None:
         )
 
 
-def _fail(batch: list[tuple[SyncRequest, "asyncio.Future[SyncAnswer]"]], error: SyncError) -> None:
-    for _, future in batch:
-        if not future.done():
-            future.set_exception(error)
+def _fail(batch: Sequence[_Item], error: SyncError) -> None:
+    for item in batch:
+        if not item.answer.done():
+            item.answer.set_exception(error)
 
 
 def _nothing(fleet: str) -> None:
