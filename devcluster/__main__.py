@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from devcluster import binaries, cache, guard, image, kind
+from devcluster import binaries, cache, guard, image, kind, ports
 from devcluster.cluster import Cluster, launched, without_proxy
 from devcluster.errors import ClusterError, StateError
 from devcluster.layout import Layout, default_state
@@ -103,7 +103,8 @@ def _bury(layout: Layout) -> None:
         raise StateError(f"{layout.state} is no cluster's folder.")
     if layout.lock() is None:
         raise StateError(f"The cluster in {layout.state} is starting or ending just now. Try again in a moment.")
-    guard.clean(layout, node=layout.node.exists())
+    machine = ports.claim("node")  # if another cluster has a node here, then the machine's network is that one's by now
+    guard.clean(layout, node=machine is not None)
 
 
 def _status(asked: argparse.Namespace) -> None:
