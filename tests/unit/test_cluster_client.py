@@ -11,6 +11,7 @@ import pytest
 
 from stepdown.cluster.client import PAGE, Change, Cluster
 from stepdown.cluster.errors import (
+    AlreadyExists,
     ClusterError,
     Conflict,
     Forbidden,
@@ -33,7 +34,9 @@ SHOP = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shop", "n
     [
         (status(401, "Unauthorized", "Unauthorized"), Unauthorized, "Unauthorized (401)"),
         (status(403, "Forbidden", "no RBAC for you"), Forbidden, "get ConfigMap shop/x: no RBAC for you (403)"),
-        (status(409, "AlreadyExists", "taken"), Conflict, "taken (409)"),
+        (status(409, "AlreadyExists", "taken"), AlreadyExists, "taken (409)"),
+        (status(409, "Conflict", "modified"), Conflict, "modified (409)"),
+        (status(500, "", "failed to create typed patch object (x): expected string"), Rejected, "expected string (500)"),
         (status(410, "Expired", "too old"), Gone, "too old (410)"),
         (status(422, "Invalid", "spec.x: Invalid value"), Rejected, "spec.x: Invalid value (422)"),
         (status(413, "RequestEntityTooLarge", "too large"), Rejected, "too large (413)"),
@@ -192,20 +195,23 @@ def test_a_status_never_lands_on_another_object_of_the_name(tmp_path: Path) -> N
     async def scene() -> None:
         async with Api(tmp_path) as api, api.cluster() as cluster:
             there = {"metadata": {"name": "chat", "namespace": "shop", "uid": "new", "resourceVersion": "9"}}
-            api.answer(status(409, "Conflict", "uid mismatch"), obj(there))
-            assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "old", {"observedGeneration": 1}) is None
+            conflict = status(409, "Conflict", "the object has been modified")
+            api.answer(conflict, obj(there))
+            made = cluster.apply_status(MODEL_ROUTE, "shop", "chat", "old", {"observedGeneration": 1}, resource_version="7")
+            assert await made is None
             assert api.asked[0].path == "/apis/stepdown.dev/v1alpha1/namespaces/shop/modelroutes/chat/status"
-            assert api.asked[0].body["metadata"] == {"name": "chat", "namespace": "shop", "uid": "old"}
-            api.answer(status(409, "Conflict", "try again"), obj(there))
+            assert api.asked[0].body["metadata"] == {"name": "chat", "namespace": "shop", "resourceVersion": "7"}
+            # Not the version of an object that was not looked at.
+            api.answer(obj(there), conflict, obj(there), obj(there))
+            assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {}) is not None
+            assert [asked.method for asked in api.asked[2:]] == ["GET", "PATCH", "GET", "PATCH"]
+            api.otherwise = conflict
+            api.answer(*(answer for _ in range(5) for answer in (obj(there), conflict)))
             with pytest.raises(Conflict):
                 await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {})
-            # As a real one says it: the UID of an object that is there cannot be changed.
-            api.answer(status(422, "Invalid", "metadata.uid: field is immutable"), obj(there))
-            assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "old", {}) is None
-            api.answer(status(422, "Invalid", "status.x: wrong"), obj(there))
-            with pytest.raises(Rejected):
-                await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {})
-            api.answer(status(404, "NotFound", "gone", name="chat"))
+            missing = status(404, "NotFound", "gone", name="chat")
+            api.answer(missing, obj(there), missing)
+            assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {}) is None
             assert await cluster.apply_status(MODEL_ROUTE, "shop", "chat", "new", {}) is None
 
     run(scene())
@@ -341,6 +347,7 @@ def test_a_token_counts_only_for_its_audience(tmp_path: Path) -> None:
             review = await cluster.review_token("t", "stepdown")
             assert review == (True, "system:serviceaccount:shop:web", "s-1", "p-1", "u-1", "")
             assert api.asked[0].body["spec"] == {"token": "t", "audiences": ["stepdown"]}
+            assert not (await cluster.review_token("", "stepdown")).authenticated and len(api.asked) == 1
             for unaware in ({**good, "audiences": ["other"]}, {**good, "audiences": None}, {"error": "expired"}, {}):
                 api.answer(obj({"status": unaware}, 201))
                 refused = await cluster.review_token("t", "stepdown")

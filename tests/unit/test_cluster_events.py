@@ -212,17 +212,18 @@ def test_a_status_is_written_once(tmp_path: Path) -> None:
     async def scene() -> None:
         async with Api(tmp_path) as api, api.cluster() as cluster:
             writer = StatusWriter(cluster)
-            api.answer(written("11"), written("21"), written("31"))
+            api.answer(written("10"), written("11"), written("21"), written("31"))
             assert await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT)
-            assert api.asked[0].path.endswith("/namespaces/shop/modelroutes/chat/status")
-            assert api.asked[0].body["status"] == DOCUMENT
+            assert api.asked[1].path.endswith("/namespaces/shop/modelroutes/chat/status")
+            assert api.asked[1].body["status"] == DOCUMENT
             assert not await writer.write(MODEL_ROUTE, "shop/chat", "u", dict(DOCUMENT))
             stale = Seen("10", {"observedGeneration": 1})
             assert not await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT, stale), "the watch lags behind"
-            edited = Seen("20", {"observedGeneration": 1})
+            edited = Seen("20", {"observedGeneration": 1}, "u")
             assert await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT, edited), "somebody changed it"
-            assert await writer.write(MODEL_ROUTE, "shop/chat", "u", {"observedGeneration": 3})
-            assert len(api.asked) == 3
+            assert await writer.write(MODEL_ROUTE, "shop/chat", "u", {"observedGeneration": 3}, Seen("22", {}, "another"))
+            assert [asked.method for asked in api.asked] == ["GET", "PATCH", "PATCH", "PATCH"]
+            assert [asked.body["metadata"]["resourceVersion"] for asked in api.asked[1:]] == ["10", "20", "21"]
 
     run(scene())
 
@@ -237,7 +238,7 @@ def test_a_restart_writes_no_status_that_is_there(tmp_path: Path) -> None:
             assert api.asked == []
             writer.forget("u")
             api.answer(written("11"))
-            assert await writer.write(MODEL_CATALOG, "prices", "u", DOCUMENT, Seen("10", None))
+            assert await writer.write(MODEL_CATALOG, "prices", "u", DOCUMENT, Seen("10", None, "u"))
             assert api.asked[0].path == "/apis/stepdown.dev/v1alpha1/modelcatalogs/prices/status"
 
     run(scene())
@@ -248,9 +249,10 @@ def test_a_status_that_could_not_be_written_is_written_the_next_time(tmp_path: P
         async with Api(tmp_path) as api, api.cluster() as cluster:
             writer = StatusWriter(cluster)
             api.answer(status(403, "Forbidden", "no"), status(404, "NotFound", "gone", name="chat"), written("11"))
+            seen = Seen("10", None, "u")
             with pytest.raises(Forbidden):
-                await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT)
-            assert not await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT), "it is no more"
-            assert await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT)
+                await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT, seen)
+            assert not await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT, seen), "it is no more"
+            assert await writer.write(MODEL_ROUTE, "shop/chat", "u", DOCUMENT, seen)
 
     run(scene())

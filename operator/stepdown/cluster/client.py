@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepdown.cluster import config
-from stepdown.cluster.errors import Conflict, Gone, NotFound, NotServed, Rejected, Unavailable
+from stepdown.cluster.errors import Conflict, Gone, NotFound, NotServed, Unavailable
 from stepdown.cluster.kinds import TOKEN_REVIEW, KindRef, kind_of, named, reference_of
 from stepdown.cluster.watching import ChangeType, lines, parse
 from stepdown.cluster.wire import LIMITS, Answered, Limits, Request, Wire, decode
@@ -17,6 +17,8 @@ from stepdown.cluster.wire import LIMITS, Answered, Limits, Request, Wire, decod
 FIELD_MANAGER = "stepdown"
 PAGE = 500
 """Objects in one answer to a LIST."""
+ATTEMPTS = 5
+"""To write a status while others write the object."""
 
 _JSON = "application/json"
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
@@ -193,24 +195,34 @@ class Cluster:
         return await self._write("PATCH", path, obj, kind, what, _APPLY, metadata_only=metadata_only, force=True)
 
     async def apply_status(
-        self, kind: KindRef, namespace: str, name: str, uid: str, status: Mapping[str, Any]
+        self, kind: KindRef, namespace: str, name: str, uid: str, status: Mapping[str, Any], *, resource_version: str = ""
     ) -> Object | None:
-        """Server-side apply of nothing but the status. None: that object (by UID) is no more. The answer is metadata only."""
-        metadata = {"name": name, "uid": uid, **({"namespace": namespace} if kind.namespaced else {})}
-        obj = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "status": status}
+        """Server-side apply of nothing but the status. None: that object (by UID) is no more. The answer is metadata only.
+
+        For a custom resource's status the API server ignores a UID (as of 1.34), but no resourceVersion: so a version that the
+        object of that UID had is the precondition. `resource_version`: the newest that is known; else it is asked for."""
         what = f"apply the status of {named(kind, namespace, name)}"
         path = kind.path(namespace, name, "status")
-        try:
-            return await self._write("PATCH", path, obj, kind, what, _APPLY, metadata_only=True, force=True)
-        except NotServed:
-            raise
-        except NotFound:
-            return None
-        except (Conflict, Rejected):  # another UID is "immutable" (422)
-            there = await self.get(kind, namespace, name, metadata_only=True)
-            if there is None or there["metadata"].get("uid") != uid:
+        version = resource_version
+        for attempt in range(ATTEMPTS):
+            if not version:
+                there = await self.get(kind, namespace, name, metadata_only=True)
+                if there is None or there["metadata"].get("uid") != uid:
+                    return None
+                version = there["metadata"]["resourceVersion"]
+            metadata = {"name": name, "resourceVersion": version, **({"namespace": namespace} if kind.namespaced else {})}
+            obj = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "status": status}
+            try:
+                return await self._write("PATCH", path, obj, kind, what, _APPLY, metadata_only=True, force=True)
+            except NotServed:
+                raise
+            except NotFound:
                 return None
-            raise
+            except Conflict:  # it has changed, or is another one by now
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                version = ""
+        raise AssertionError("the loop returns or raises")
 
     async def create(self, obj: Mapping[str, Any], *, timeout_s: float | None = None) -> Object:
         """AlreadyExists where the name is taken."""
@@ -271,6 +283,8 @@ class Cluster:
 
     async def review_token(self, token: str, audience: str) -> TokenReview:
         """Whether a token is valid for the audience, and whose it is."""
+        if not token:
+            return TokenReview(False, error="there is no token")
         review = {
             "apiVersion": TOKEN_REVIEW.api_version,
             "kind": TOKEN_REVIEW.kind,

@@ -19,6 +19,9 @@ from typing import Any
 MAX_MESSAGE = 2000
 """Characters of the API server's own words that are kept: a rejected CRD quotes itself whole."""
 
+_NOT_OF_ITS_SCHEMA = "failed to create typed patch object"
+"""How the API server refuses an apply whose fields are of the wrong type: with a 500, though it will never be otherwise."""
+
 
 class ClusterError(Exception):
     """The API server did not do what it was asked."""
@@ -91,6 +94,8 @@ def error_of(
 ) -> ClusterError:
     """An answer as an error. `what`: the request in words, so that a log line says what was tried."""
     text = f"{what}: {message[:MAX_MESSAGE] or reason or 'no reason given'} ({status})"
+    if status == 500 and _NOT_OF_ITS_SCHEMA in message:
+        return Rejected(text, status=status, reason=reason, details=details)
     if status == 429 or status >= 500 or status == 408:
         return Unavailable(text, status=status, reason=reason, details=details, retry_after_s=retry_after_s)
     if status == 404 and not (details or {}).get("name"):

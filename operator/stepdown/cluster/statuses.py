@@ -18,6 +18,8 @@ class Seen(NamedTuple):
 
     resource_version: str
     status: Mapping[str, Any] | None
+    uid: str = ""
+    """Of that object; empty: not known, and then a first write has to ask."""
 
 
 class _Written(NamedTuple):
@@ -45,7 +47,10 @@ class StatusWriter:
         elif written is not None and written.document == encoded:
             return False
         namespace, _, name = key.rpartition("/")
-        answer = await self._cluster.apply_status(kind, namespace, name, uid, document)
+        version = written.resource_version if written is not None else ""
+        if seen is not None and seen.uid == uid and newer(seen.resource_version, version):
+            version = seen.resource_version
+        answer = await self._cluster.apply_status(kind, namespace, name, uid, document, resource_version=version)
         if answer is None:
             self._written.pop(uid, None)
             return False

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Mapping
 
+from stepdown.cluster.backoff import Backoff
 from stepdown.cluster.client import Cluster
 from stepdown.cluster.errors import ClusterError, Conflict, NotFound, Rejected
 from stepdown.cluster.kinds import CONFIG_MAP, named
@@ -60,6 +61,7 @@ class ConfigMapWitness:
             await self._raise(marks)
 
     async def _raise(self, marks: Mapping[str, int]) -> None:
+        waits = Backoff(0.02, 0.5)
         for _ in range(ATTEMPTS):
             live = await self._look() if self._live is None else self._live
             if all(live.get(name, -1) >= mark for name, mark in marks.items()):
@@ -70,6 +72,7 @@ class ConfigMapWitness:
                 await self._write(lacking)
             except (Conflict, NotFound):
                 self._live = None
+                await asyncio.sleep(waits.next_s())
             except ClusterError:
                 self._live = None  # it may have been written all the same
                 raise
