@@ -197,10 +197,14 @@ class ControlPlane(Cluster):
         self, state: Path | None = None, *, audit_policy: Path | None = None, apiserver_args: tuple[str, ...] = ()
     ) -> None:
         policy = None if audit_policy is None else str(audit_policy.absolute())
-        with launched(
-            state or Path(tempfile.mkdtemp(prefix="sdc-")), Options(self.wanted, False, policy, apiserver_args)
-        ) as layout:
-            super().__init__(layout)
+        place = state or Path(tempfile.mkdtemp(prefix="sdc-"))
+        try:
+            with launched(place, Options(self.wanted, False, policy, apiserver_args)) as layout:
+                super().__init__(layout)
+        except ClusterError:
+            with contextlib.suppress(OSError):  # if it is empty, nobody but us knows of it
+                place.rmdir()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from devcluster import Cluster, ControlPlane, StateError, processes
+from devcluster import Cluster, ControlPlane, StartError, StateError, processes
 from devcluster.cluster import ROOT
 
 
@@ -139,6 +139,12 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="other things"):
         ControlPlane(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_start_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="unknown flag: --no-such-flag"):
+        ControlPlane(tmp_path / "c", apiserver_args=("--no-such-flag",))
+    eventually(lambda: nothing_left(tmp_path / "c"), "nothing is left of it")
 
 
 def test_the_command_keeps_a_cluster_until_it_is_told(tmp_path: Path) -> None:
