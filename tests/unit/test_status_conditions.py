@@ -267,9 +267,11 @@ def test_a_month_in_events() -> None:
 
 def test_an_outage_is_what_half_of_the_proxies_say() -> None:
     """Who is on call sees that it is the upstream, since when, once; and not again because the operator was restarted."""
-    things = world(route())
+    a, b = "DeepSeek-V3.2", "qwen3-8b"
+    things = world(route(default=a, models={"fallbacks": [b]}))
 
-    def at(now_s: float, before: Pass | None, ready: int = 4, settled: bool = True, **down: int) -> Pass:
+    def at(now_s: float, before: Pass | None, ready: int = 4, settled: bool = True, **counts: int) -> Pass:
+        down = {{"a": a, "b": b}.get(name, name): count for name, count in counts.items()}
         seen = {"shop/default": ProxiesSeen(ready, down=down)} if ready else {}
         return reconcile(things, LedgerView(proxies=seen, settled=settled), now_s, before)
 
@@ -279,17 +281,17 @@ def test_an_outage_is_what_half_of_the_proxies_say() -> None:
 
     first = at(NOW_S, None, a=1)
     assert out(first) == [] and first.events == ()
-    second = at(NOW_S + 60, first, a=2, b=4)
-    assert out(second) == [("a", "12:01:00Z"), ("b", "12:01:00Z")]
+    second = at(NOW_S + 60, first, a=2, b=4, nonsense=4)
+    assert out(second) == [(a, "12:01:00Z"), (b, "12:01:00Z")]
     assert [(each.kind, each.reason, each.type) for each in second.events] == [
         ("RoutingProxy", "UpstreamOutage", "Warning")
     ] * 2
     third = at(NOW_S + 120, second, a=1, b=3)
-    assert out(third) == [("b", "12:01:00Z")] and third.events == ()
+    assert out(third) == [(b, "12:01:00Z")] and third.events == ()
     stored = proxy().model_copy(update={"status": ProxyStatus.model_validate(third.statuses[("RoutingProxy", "shop/default")])})
-    things = world(route(), stored)
+    things = world(*things.routes, stored)
     again = at(NOW_S + 180, None, ready=0, settled=False)
-    assert out(again) == [("b", "12:01:00Z")] and again.events == ()
+    assert out(again) == [(b, "12:01:00Z")] and again.events == ()
     heard = at(NOW_S + 190, again, b=4)
-    assert out(heard) == [("b", "12:01:00Z")] and heard.events == ()
+    assert out(heard) == [(b, "12:01:00Z")] and heard.events == ()
     assert out(at(NOW_S + 200, heard)) == []

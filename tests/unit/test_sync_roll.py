@@ -99,3 +99,14 @@ def test_nothing_new_is_the_same_object() -> None:
     first = roll.proxies(0.0)[FLEET]
     roll.hear(said(seq=2), "pod", PUBLISHED, 1.0)
     assert roll.proxies(1.0)[FLEET] is first
+
+
+def test_an_outage_is_counted_over_ready_proxies() -> None:
+    """A pod that starts or leaves knows nothing of the upstream; one that comes to know must be heard at once."""
+    roll = Roll()
+    roll.hear(said("a"), "pod-a", PUBLISHED, 0.0)
+    assert roll.hear(said("a", seq=2, down=("big", "small")), "pod-a", PUBLISHED, 1.0), "a plan would judge otherwise"
+    roll.hear(said("b", down=("big",)), "pod-b", PUBLISHED, 1.0)
+    roll.hear(said("c", ready=False, down=("big",)), "pod-c", PUBLISHED, 1.0)
+    assert roll.proxies(1.0)[FLEET].down == {"big": 2, "small": 1}
+    assert roll.hear(said("a", seq=3), "pod-a", PUBLISHED, 2.0) and roll.proxies(2.0)[FLEET].down == {"big": 1}

@@ -364,6 +364,7 @@ def test_a_model_that_keeps_failing_is_left_alone_and_then_probed() -> None:
         world.sim.clear_faults()
         breakers = world.app.server.wire.breakers
         assert not breakers.closed("big", world.app.server.wire.sweeper.now_s)
+        assert world.app.syncer.down() == ("big",), "what the operator makes an Event of"
         breakers.bad["big"].open_until_s = 1.0
         answer = await world.chat()
         assert (answer.headers["x-stepdown-model"], answer.headers["x-stepdown-reason"]) == ("big", "Wanted")

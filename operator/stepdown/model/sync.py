@@ -8,8 +8,8 @@ Both ends speak two versions and the lower of theirs wins. A message of a versio
 know (what is new has a default, and a default is not written), and a field that is not known is passed over.
 
 * 1: numbers, tickets, config;
-* 2: with `ready` and `keys`, what a proxy says of itself, and `whole`, by which a keeper that cannot be sure of its ledger hears
-  everything once more.
+* 2: with `ready`, `keys` and `down`, what a proxy says of itself, and `whole`, by which a keeper that cannot be sure of its
+  ledger hears everything once more.
 
     SyncError
     ├── SyncUnavailable   no answer: the keeper is away, or its ledger cannot write. Nothing has changed; another follows
@@ -125,6 +125,8 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Protocol 2: what the proxy's /readyz answers."""
     keys: dict[str, bool] = {}
     """Protocol 2. By channel of the upstream: whether its key is there and can be used."""
+    down: tuple[str, ...] = ()
+    """Protocol 2. Models, as the upstream is asked for them, that failed several times in a row and have not answered since."""
     whole: bool = False
     """Protocol 2. `leases` and `counters` are all that the instance has, not only those that have changed."""
 

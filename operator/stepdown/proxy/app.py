@@ -62,6 +62,7 @@ class App:
         )
         self.syncer.is_ready = lambda: self.server.is_ready
         self.syncer.keys = self._usable_keys
+        self.syncer.down = self.server.wire.breakers.down
         self._listener = Listener(self.till, listen) if listen is not None else None
         self._running: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None

@@ -77,6 +77,11 @@ class Breakers:
         if breaker is not None:
             breaker.probing = False
 
+    def down(self) -> tuple[str, ...]:
+        """Models that failed so often in a row that they were left alone, and that have not answered since. A model that said
+        Retry-After is not among them: it told when it will."""
+        return tuple(sorted(model for model, breaker in self.bad.items() if breaker.opened)) if self.bad else ()
+
     def retry_after_s(self, model: str, now_s: float) -> float:
         """How long until the model may be asked again."""
         breaker = self.bad.get(model)

@@ -53,6 +53,8 @@ class Syncer:
         """What /readyz answers."""
         self.keys: Callable[[], dict[str, bool]] = dict
         """Which channels' keys can be used."""
+        self.down: Callable[[], tuple[str, ...]] = tuple
+        """Models that cannot be reached."""
         self.completed = 0
         """Messages acknowledged in this process's life; `/readyz` needs one."""
         self.failures = 0
@@ -166,6 +168,7 @@ class Syncer:
             closing=closing,
             ready=self._protocol >= 2 and self.is_ready(),
             keys=self.keys() if self._protocol >= 2 else {},
+            down=self.down() if self._protocol >= 2 else (),
             whole=whole,
         )
 

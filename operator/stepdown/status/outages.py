@@ -4,7 +4,7 @@ A proxy leaves a model alone that failed several times in a row, until it answer
 bad luck; where half of them agree it is the upstream.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from stepdown.budget.months import rfc3339
@@ -16,13 +16,16 @@ SHOWN = 32
 
 
 def outages_document(
-    seen: ProxiesSeen | None, previous: Mapping[str, Any] | None, now_s: float, *, settled: bool
+    seen: ProxiesSeen | None, known: Container[str], previous: Mapping[str, Any] | None, now_s: float, *, settled: bool
 ) -> list[Document]:
-    """Each model with the moment from which it was out; those of the previous document while nobody can have said anything."""
+    """Each model with the moment from which it was out; those of the previous document while nobody can have said anything.
+
+    `known`: models of the fleet's config. What proxies say beside them is nothing that a status should repeat.
+    """
     before: Mapping[str, Document] = {each["model"]: each for each in (previous or {}).get("outages", ())}
     if seen is None or not seen.ready:
         return list(before.values()) if not settled else []
-    out = sorted(model for model, count in seen.down.items() if 2 * count >= seen.ready)
+    out = sorted(model for model, count in seen.down.items() if 2 * count >= seen.ready and model in known)
     return [before.get(model) or {"model": model, "since": rfc3339(now_s)} for model in out[:SHOWN]]
 
 

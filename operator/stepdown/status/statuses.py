@@ -178,7 +178,8 @@ def _fleet_status(
         "conditions": conditions_document(made, generation, previous, now_s),
         "routes": len(config.placed) if config is not None else 0,
     }
-    outages = outages_document(seen, previous, now_s, settled=view.settled)
+    known = config.models if config is not None else {}
+    outages = outages_document(seen, known, previous, now_s, settled=view.settled)
     if outages:
         document["outages"] = outages
     if there is not None:

@@ -1,4 +1,5 @@
-"""What each proxy last said of itself: is it ready, which config it has, which keys it lacks. `sync.service` keeps the roll.
+"""What each proxy last said of itself: is it ready, which config it has, which keys it lacks, which models it cannot reach.
+`sync.service` keeps the roll.
 
 It is not stored: a keeper that has just started knows a proxy again with its next message, a second later.
 """
@@ -20,6 +21,7 @@ EMPTY_DIGESTS = tuple(digest(Shard(index=index)) for index in range(SHARDS))
 """What a proxy has of a shard that nobody has sent it."""
 
 _MAX_KEYS = 64
+_MAX_DOWN = 64
 
 
 class _Said(NamedTuple):
@@ -29,6 +31,7 @@ class _Said(NamedTuple):
     ready: bool
     digests: tuple[str, ...]
     keys: tuple[tuple[str, bool], ...]
+    down: tuple[str, ...]
 
 
 class _Verdict(NamedTuple):
@@ -37,6 +40,7 @@ class _Verdict(NamedTuple):
     pods: int
     ready: int
     keys: dict[str, bool]
+    down: dict[str, int]
     complete: tuple[bool, ...]
     """By shard: whether every ready proxy has the config that is published."""
 
@@ -89,7 +93,7 @@ class Roll:
         recent = fleet.recent(now_s)
         ready = [each for each in recent if each.ready]
         serving = {index: dict(Counter(each.digests[index] for each in ready)) for index in range(SHARDS)} if ready else {}
-        seen = ProxiesSeen(len(ready), serving, _keys(recent), _pods(recent))
+        seen = ProxiesSeen(len(ready), serving, _keys(recent), _pods(recent), _down(ready))
         if seen != fleet.seen:
             fleet.seen = seen
         return fleet.seen
@@ -102,17 +106,22 @@ def _said(request: SyncRequest, pod: str) -> _Said:
         request.ready or request.protocol < 2,
         tuple(request.digests.get(index) or EMPTY_DIGESTS[index] for index in range(SHARDS)),
         tuple(request.keys.items())[:_MAX_KEYS],
+        request.down[:_MAX_DOWN],
     )
 
 
 def _judge(recent: Sequence[_Said], current: Sequence[str]) -> _Verdict:
     ready = [each for each in recent if each.ready]
     complete = tuple(all(each.digests[index] == wanted for each in ready) for index, wanted in enumerate(current))
-    return _Verdict(_pods(recent), len(ready), _keys(recent), complete)
+    return _Verdict(_pods(recent), len(ready), _keys(recent), _down(ready), complete)
 
 
 def _pods(recent: Sequence[_Said]) -> int:
     return len({each.pod for each in recent})
+
+
+def _down(ready: Sequence[_Said]) -> dict[str, int]:
+    return dict(Counter(model for each in ready for model in each.down))
 
 
 def _keys(recent: Sequence[_Said]) -> dict[str, bool]:
