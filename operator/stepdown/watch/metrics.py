@@ -81,6 +81,7 @@ class _Money(Collector):
         unreconciled = family("unreconciled_usd", "Held by proxies that are lost.")
         used = family("used_ratio", "Spent and unreconciled, as a part of the ceiling.")
         step = family("step_percent", "The step in force; 0: none was reached.")
+        forecast = family("forecast_usd", "What the period ends at if spending goes on as it did, as the status says.")
         enforced = family("enforced", "1 when the bill cannot pass the ceiling.")
         for budget in made.plan.budgets.values():
             if budget.period is None or budget.verdict is None:
@@ -95,8 +96,11 @@ class _Money(Collector):
             unreconciled.add_metric(labels, held_nusd / _NUSD)
             used.add_metric(labels, (spent_nusd + held_nusd) / budget.limit_nusd)
             step.add_metric(labels, budget.verdict.step.at_percent if budget.verdict.step is not None else 0)
+            expected = made.statuses[("SpendBudget", budget.key)].get("forecast")
+            if expected is not None:
+                forecast.add_metric(labels, float(expected["monthEndUSD"]))
             enforced.add_metric(labels, float(balance is not None and balance.enforced))
-        yield from (limit, spent, reserved, unreconciled, used, step, enforced)
+        yield from (limit, spent, reserved, unreconciled, used, step, forecast, enforced)
 
     def _routes(self, made: Pass) -> Iterator[GaugeMetricFamily]:
         routes = made.plan.routes.values()
