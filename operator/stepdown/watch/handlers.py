@@ -9,11 +9,12 @@ that came after it; and the LIST of ten thousand objects that it reads at one go
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -63,7 +64,8 @@ class Watchers:
         if self._thread is None:
             return
         if self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # its loop is closed: it has ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
         await asyncio.to_thread(self._thread.join, STOP_S)
 
     def alive(self) -> int:
@@ -91,6 +93,7 @@ class Watchers:
                 settings=_settings(),
                 clusterwide=True,
                 standalone=True,
+                identity=cast(Any, "stepdown"),  # else it asks for the name of the user, and a container may have none
                 stop_flag=self._stop,
             )
 
