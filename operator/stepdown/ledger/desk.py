@@ -101,12 +101,13 @@ class Desk:
             return False
         may = self._known(instance)
         for name, more in grants.items():
-            if more > marks.room(self.accounts[name]):
-                marks.want(self.accounts[name], more)
-                may = False
-            may = may and not (patient and name in marks.short)
-        if patient and not may:
-            marks.short.update(grants)
+            may = may and more <= marks.room(self.accounts[name]) and not (patient and name in marks.short)
+        if not may:
+            for name, more in grants.items():
+                if patient:
+                    marks.wait(self.accounts[name], more)
+                elif more > marks.room(self.accounts[name]):
+                    marks.want(self.accounts[name], more)
         return may
 
     def _known(self, instance: int) -> bool:

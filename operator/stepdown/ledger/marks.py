@@ -28,8 +28,9 @@ class Marks:
         self.known: dict[str, int] = {}
         self.wanted: dict[str, int] = {}
         """Higher than known; the keeper sees to it."""
-        self.short: set[str] = set()
-        """Accounts of asks that wait until the witness is raised. Later asks wait behind them, so that nobody overtakes."""
+        self.short: dict[str, int] = {}
+        """By account: what asks need that wait until the witness is raised. Later asks wait behind them: nobody overtakes, and
+        one raise is enough for all."""
         self.closed = "the witness has not been read yet"
         """Why nothing at all may be granted; empty when something may."""
 
@@ -48,9 +49,14 @@ class Marks:
         No block while something is awaited: there will be room in a moment, and a keeper that is killed again and again must
         not drive the mark away from what is spent.
         """
-        needed = account.committed + more_nusd
-        ahead = 0 if account.awaited else block(account.limit)
-        self.want_value(account.name, max(needed, min(account.limit, needed + ahead)))
+        needed = account.committed + more_nusd + (0 if account.awaited else block(account.limit))
+        self.want_value(account.name, max(account.committed, min(account.limit, needed)))
+
+    def wait(self, account: Account, more_nusd: int) -> None:
+        """An ask waits until so much more can be granted, after those that wait already."""
+        all_nusd = self.short[account.name] = self.short.get(account.name, 0) + more_nusd
+        if all_nusd > self.room(account):
+            self.want(account, all_nusd)
 
     def want_value(self, name: str, value: int) -> None:
         if value > max(self.known.get(name, 0), self.wanted.get(name, 0)):
