@@ -310,6 +310,29 @@ def test_of_two_that_take_a_free_lease_one_gets_it(tmp_path: Path) -> None:
     run(scene())
 
 
+def test_a_renewal_that_is_under_way_does_not_keep_the_lease_from_being_released(tmp_path: Path) -> None:
+    """A rollout that comes at the wrong moment would leave everybody without a leader for fifteen seconds."""
+
+    async def scene() -> None:
+        async with Api(tmp_path) as api, api.cluster(LIMITS) as cluster:
+            its = LeaseServer(api)
+            one = Runs(elector(cluster, "one", lease_s=3, renew_s=2, retry_s=0.1))
+            await one.until(["started"])
+            written = asyncio.Event()
+
+            async def written_but_slow(request: web.BaseRequest) -> web.StreamResponse:
+                await its(request)
+                written.set()
+                return await hang()(request)
+
+            api.answer(written_but_slow)
+            await written.wait()
+            await one.stop()
+            assert its.spec["holderIdentity"] == "" and one.said == ["started", "stopped"]
+
+    run(scene())
+
+
 def test_trouble_is_said_once_and_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
         async with Api(tmp_path) as api, api.cluster(LIMITS) as cluster:

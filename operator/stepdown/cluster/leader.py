@@ -200,16 +200,23 @@ class Elector:
     async def _release(self) -> None:
         """So that the next one need not wait. What guards the leader's work has ended before this is called."""
         lease = self._lease
-        if lease is None or _spec(lease).get("holderIdentity") != self._me.identity:
-            return
+        try:
+            async with asyncio.timeout(RELEASE_S):
+                while lease is not None and _spec(lease).get("holderIdentity") == self._me.identity:
+                    try:
+                        await self._cluster.replace(self._free(lease), timeout_s=RELEASE_S)
+                    except Conflict:  # a renewal that was cut short has arrived all the same
+                        lease = await self._cluster.get(LEASE, self._namespace, self._name, timeout_s=RELEASE_S)
+                    else:
+                        log.info("%s is released", self)
+                        return
+        except (ClusterError, TimeoutError) as error:
+            log.warning("%s could not be released, so that the next leader waits for its end: %s", self, error)
+
+    def _free(self, lease: Object) -> Object:
         now = _micro(self._wall())
         spec = {**_spec(lease), "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": now, "acquireTime": now}
-        try:
-            await self._cluster.replace({**lease, "spec": spec}, timeout_s=RELEASE_S)
-        except ClusterError as error:
-            log.warning("%s could not be released, so that the next leader waits for its end: %s", self, error)
-        else:
-            log.info("%s is released", self)
+        return {**lease, "spec": spec}
 
     def _say(self, trouble: str) -> None:
         if trouble != self._said:
