@@ -1,5 +1,6 @@
 """The operator on a real API server, from `kubectl apply` to an answer, a bill and a status: what a platform team sees."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from devcluster import ControlPlane
 
 from stepdown.cluster.kinds import CONFIG_MAP, DEPLOYMENT, NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, SERVICE_ACCOUNT
-from tests.cluster.operator_world import World, install, until, world
+from tests.cluster.operator_world import World, bare, install, until, world
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +50,130 @@ def test_from_apply_to_an_answer(here: World) -> None:
         status, headers, answer = proxy.chat()
         assert status == 200, answer
         assert (headers["x-stepdown-route"], headers["x-stepdown-reason"]) == (f"{here.namespace}/chat", "Wanted")
+
+
+def test_a_spent_budget_steps_its_routes_down_and_says_so(here: World) -> None:
+    """The point of the whole thing: the answer still comes, from a cheaper model, and kubectl says why."""
+    here.operator().start()
+    here.apply(here.proxy(), here.budget(limit="0.02"), here.route(), here.route("untouched", "Qwen3-8B"))
+    (proxy,) = here.proxies()
+    here.until_condition("SpendBudget", "team", "Enforced", "True")
+    wordy = [{"role": "user", "content": "word " * 1500}]
+    for _ in range(100):
+        status, headers, answer = proxy.chat(messages=wordy)
+        assert status == 200, answer
+        if headers["x-stepdown-reason"] != "Wanted":
+            break
+    until(lambda: proxy.chat()[1]["x-stepdown-reason"] == "StepInForce", f"the step is in force\n{here.said()}")
+    here.until_condition("ModelRoute", "chat", "SteppedDown", "True", "StepInForce")
+    budget = here.get("SpendBudget", "team")
+    assert budget is not None
+    assert int(budget["status"]["step"]["atPercent"]) >= 80
+    assert budget["status"]["routes"] == {"matched": 2, "steppedDown": 1}
+    until(lambda: "SteppedDown" in here.events("team"), "an Event SteppedDown")
+    assert here.condition("ModelRoute", "untouched", "SteppedDown")[0] == "False"
+
+
+def test_nothing_of_a_users_object_is_written_but_its_status(here: World) -> None:
+    """Promise 3: Git stays the owner. Argo CD would show a difference, or fight for it."""
+    here.apply(here.proxy(), here.budget(), here.route(), here.object("ModelCatalog", "own", {"models": []}))
+    kinds = (("RoutingProxy", "default"), ("SpendBudget", "team"), ("ModelRoute", "chat"), ("ModelCatalog", "own"))
+    before = {kind: bare(here.get(kind, name) or {}) for kind, name in kinds}
+    here.operator().start()
+    here.proxies()
+    here.until_condition("ModelRoute", "chat", "Ready", "True")
+    here.until_condition("SpendBudget", "team", "Ready", "True")
+    here.until_condition("ModelCatalog", "own", "Ready", "True")
+    after = {kind: bare(here.get(kind, name) or {}) for kind, name in kinds}
+    assert json.dumps(after, sort_keys=True) == json.dumps(before, sort_keys=True)
+    for kind, name in kinds:
+        entries = (here.get(kind, name) or {})["metadata"]["managedFields"]
+        ours = [each for each in entries if each["manager"] == "stepdown"]
+        assert [(each["subresource"], list(each["fieldsV1"])) for each in ours] == [("status", ["f:status"])]
+
+
+def test_a_child_that_somebody_changed_or_removed_comes_back(here: World) -> None:
+    here.operator().start()
+    here.apply(here.proxy(), here.route())
+    until(lambda: here.get(CONFIG_MAP, "stepdown-default-fleet") and here.get(SERVICE, "default"), "the fleet's objects")
+    deployment = until(lambda: here.get(DEPLOYMENT, "stepdown-default"), "the Deployment")
+    here.cluster.kubectl("-n", here.namespace, "set", "image", "deployment/stepdown-default", "*=evil.example/image")
+    here.cluster.kubectl("-n", here.namespace, "delete", "service/default", "configmap/stepdown-default-fleet")
+    here.cluster.kubectl("-n", here.namespace, "annotate", "deployment/stepdown-default", "team=support")
+
+    def image() -> str:
+        found = here.get(DEPLOYMENT, "stepdown-default") or deployment
+        return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    until(lambda: here.get(CONFIG_MAP, "stepdown-default-fleet") and here.get(SERVICE, "default"), "both come back")
+    until(lambda: image() == "registry.example/stepdown:test", "the image is ours again")
+    found = here.get(DEPLOYMENT, "stepdown-default")
+    assert found is not None
+    assert found["metadata"]["annotations"]["team"] == "support", "what is not ours is left alone"
+
+
+def test_what_was_deleted_while_the_operator_was_away_is_gone_from_everywhere(here: World) -> None:
+    """A route that nobody can see any more would go on being served, and a budget would go on binding."""
+    first = here.operator().start()
+    here.apply(here.proxy(), here.budget(), here.route(), here.route("search"))
+    (proxy,) = here.proxies()
+    here.until_condition("ModelRoute", "search", "Ready", "True")
+    assert proxy.chat("search")[0] == 200
+    first.stop()
+    here.delete("ModelRoute", "search")
+    here.delete("SpendBudget", "team")
+    here.operator().start()
+    until(lambda: proxy.chat("search")[0] == 404, "the route is not served any more")
+    assert proxy.chat()[0] == 200
+
+    def routes() -> set[str]:
+        files = here.mounted("default")
+        return {route for name, text in files.items() if name.startswith("shard") for route in json.loads(text)["routes"]}
+
+    until(lambda: routes() == {f"{here.namespace}/chat"}, "the mounted config follows")
+
+
+def test_what_is_wrong_is_said_and_touches_nothing_else(here: World) -> None:
+    here.operator().start()
+    here.apply(here.proxy(), here.route(), here.budget())
+    (proxy,) = here.proxies()
+    here.until_condition("ModelRoute", "chat", "Ready", "True")
+    here.apply(
+        here.route("typo", "Qwen3-14"),
+        here.object("ModelRoute", "lost", {"models": {"default": "Qwen3-14B"}, "proxyRef": {"name": "nowhere"}}),
+        here.budget("mars", timeZone="Mars/Olympus"),
+        here.object(
+            "RoutingProxy",
+            "thief",
+            {
+                "upstream": {
+                    "baseURL": "https://thief.example/v1",
+                    "channels": [{"name": "standard", "apiKeySecretRef": {"name": "upstream"}}],
+                }
+            },
+        ),
+    )
+    here.until_condition("ModelRoute", "typo", "ResolvedRefs", "False", "ModelNotFound")
+    here.until_condition("ModelRoute", "lost", "ResolvedRefs", "False", "ProxyNotFound")
+    here.until_condition("SpendBudget", "mars", "Accepted", "False", "Invalid")
+    here.until_condition("RoutingProxy", "thief", "Accepted", "False", "NotAllowed")
+    until(lambda: "InvalidSpec" in here.events("mars"), "an Event InvalidSpec")
+    assert here.get(DEPLOYMENT, "stepdown-thief") is None
+    status, _, answer = proxy.chat("typo")
+    assert status == 403, answer
+
+
+def test_an_update_that_is_invalid_leaves_the_last_one_in_force(here: World) -> None:
+    """Across a restart of the operator, too: what was in force is in the ledger."""
+    first = here.operator().start()
+    here.apply(here.proxy(), here.route(), here.budget(limit="5.00"))
+    (proxy,) = here.proxies()
+    here.until_condition("SpendBudget", "team", "Ready", "True")
+    first.stop()
+    here.apply(here.budget(limit="7.00", timeZone="Mars/Olympus"))
+    here.operator().start()
+    here.until_condition("SpendBudget", "team", "Accepted", "False", "Invalid")
+    budget = here.get("SpendBudget", "team")
+    assert budget is not None
+    assert budget["status"]["limitUSD"] == "5.00"
+    assert proxy.chat()[0] in (200, 403)

@@ -130,7 +130,7 @@ class Fleets:
                     await worker.woken.wait()
             except TimeoutError:
                 pass
-            while not self._may_write():
+            while not self._may_write():  # noqa: ASYNC110 (the Lease's clock decides, and tells nobody)
                 await asyncio.sleep(PACE_S)
             worker.woken.clear()
             wanted = worker.wanted

@@ -106,9 +106,11 @@ class Shown:
         kind, key = write.name
         async with self._at_once:
             seen = self._store.get(kind, key)
-            there = statuses.Seen(str(seen.version), _decoded(seen.status)) if seen is not None else None
+            there = statuses.Seen(str(seen.version), _decoded(seen.status), seen.uid) if seen is not None else None
+            # A plan knows catalogs by name: one that vanished and came back is the same to it.
+            uid = write.uid if kind != "ModelCatalog" else seen.uid if seen is not None else ""
             try:
-                sent = await self._writer.write(_KINDS[kind], key, write.uid, write.document, there)
+                sent = bool(uid) and await self._writer.write(_KINDS[kind], key, uid, write.document, there)
             except ClusterError as error:
                 self._failed(write, error)
                 return
