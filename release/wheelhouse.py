@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 from release.lock import Pin, pins
@@ -36,30 +37,36 @@ def platforms(architecture: str) -> tuple[str, ...]:
 def download(architecture: str, into: Path = WHEELHOUSE) -> None:
     """The wheels of the runtime lock, each checked against its hash. What is there already is not fetched again."""
     into.mkdir(parents=True, exist_ok=True)
+    runs = platforms(architecture)
     for stale in into.glob("*.whl"):
-        if not any(_is_of(stale, pin) for pin in pins()):
+        if not any(_is_of(stale, pin, runs) for pin in pins()):
             stale.unlink()
-    tags = [word for tag in platforms(architecture) for word in ("--platform", tag)]
+    tags = [word for tag in runs for word in ("--platform", tag)]
     wanted = ["--no-deps", "--require-hashes", "--requirement", "requirements-runtime.lock"]
     target = ["--only-binary", ":all:", "--implementation", "cp", "--python-version", PYTHON_OF_IMAGE, *tags]
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "download", *wanted, *target, "--find-links", str(into), "--dest", str(into)], check=True, cwd=ROOT)
 
 
-def add_own(into: Path = WHEELHOUSE) -> Path:
+def add_own(architecture: str, built: Path = OWN_WHEELS, into: Path = WHEELHOUSE) -> Path:
     """The project's wheel, which `make wheel` has just built; exactly one, or it is not clear what would be installed."""
-    found = sorted(OWN_WHEELS.glob("stepdown-*.whl"))
+    found = sorted(built.glob("stepdown-*.whl"))
     if len(found) != 1:
         names = ", ".join(wheel.name for wheel in found) or "none"
-        raise SystemExit(f"dist/wheel: expected one wheel of stepdown, found {names}. Remove dist/ and run `make wheelhouse`.")
+        raise SystemExit(f"{built}: expected one wheel of stepdown, found {names}. Remove dist/ and run `make wheelhouse`.")
+    if not found[0].stem.endswith(("-none-any", f"-cp311-linux_{architecture}")):
+        raise SystemExit(f"{found[0].name} is compiled for another machine than the image. Run `make wheelhouse COMPILE=0`.")
     for old in into.glob("stepdown-*.whl"):
         old.unlink()
     return Path(shutil.copy2(found[0], into))
 
 
-def _is_of(wheel: Path, pin: Pin) -> bool:
-    name, version = wheel.name.split("-")[:2]
-    return name.lower().replace("_", "-") == pin.name and version == pin.version
+def _is_of(wheel: Path, pin: Pin, runs: Collection[str]) -> bool:
+    """Whether a wheel is the one that is locked, and runs on the image: its name ends with the platforms that it is for."""
+    name, version, *_, built_for = wheel.stem.split("-")
+    return (name.lower().replace("_", "-"), version) == (pin.name, pin.version) and not {"any", *runs}.isdisjoint(
+        built_for.split(".")
+    )
 
 
 def main() -> int:
@@ -67,7 +74,7 @@ def main() -> int:
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default=platform.machine().lower())
     architecture = ARCHITECTURES[parser.parse_args().architecture]
     download(architecture)
-    own = add_own()
+    own = add_own(architecture)
     count = len(list(WHEELHOUSE.glob("*.whl")))
     print(f"dist/wheelhouse: {count} wheels for {architecture}, of them our own {own.name}")
     return 0
