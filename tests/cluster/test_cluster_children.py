@@ -199,9 +199,9 @@ def test_only_what_is_ours_is_pruned(cluster: DevCluster, namespace: str) -> Non
             del made.desired[1]
             outcome = await made.sync()
             assert (outcome.applied, outcome.deleted) == ((), (f"ConfigMap {namespace}/{SHARD_MAP}",))
+            assert (await made.sync()).deleted == (), "not twice while the watch has not told of it"
             await until(made, CONFIG_MAP, SHARD_MAP, lambda o: o is None, "it is gone")
-            await eventually(lambda: made.told, "the watch saw it go")
-            assert (await made.sync()).deleted == (), "and it is not deleted twice"
+            assert (await made.sync()).deleted == ()
             left = {each["metadata"]["name"] for each in (await made.cluster.list(CONFIG_MAP, namespace)).items}
             assert left >= {"labelled-alone", "owned-alone", "of-another-proxy", "no-controller", FLEET_MAP}
 

@@ -109,9 +109,10 @@ def test_a_silent_stream_is_given_up(tmp_path: Path) -> None:
     """A connection that a firewall has forgotten says nothing for ever, and no error either."""
 
     async def scene() -> None:
-        async with following(tmp_path, listed("5"), WATCHING, stream(event("ADDED", "c", 7))) as (_, heard):
+        async with following(tmp_path, listed("5"), WATCHING, stream(event("ADDED", "c", 7))) as (its, heard):
             await heard.api.until(4)
             assert heard.kinds() == ["list", "watch 5", "watch 5", "watch 7"]
+            assert its.listed and not its.trouble, "a kind of which nothing changes is silent too"
 
     run(scene())
 

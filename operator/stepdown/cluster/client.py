@@ -12,7 +12,7 @@ from stepdown.cluster import config
 from stepdown.cluster.errors import Conflict, Gone, NotFound, NotServed, Unavailable
 from stepdown.cluster.kinds import TOKEN_REVIEW, KindRef, kind_of, named, reference_of
 from stepdown.cluster.watching import ChangeType, lines, parse
-from stepdown.cluster.wire import LIMITS, Answered, Limits, Request, Wire, decode
+from stepdown.cluster.wire import LIMITS, Answered, Limits, Request, Silent, Wire, decode
 
 FIELD_MANAGER = "stepdown"
 PAGE = 500
@@ -167,7 +167,7 @@ class Cluster:
         timeout_s: float = 240,
     ) -> AsyncIterator[Change]:
         """What changes after `resource_version`, bookmarks included, until the server ends it (at `timeout_s`); go on from
-        the last change's version then. Raises Gone (list again) and Unavailable, also for a stream that is silent.
+        the last change's version then. It ends too when nothing has come for a minute. Raises Gone (list again), Unavailable.
 
         Whoever leaves the loop early closes it: `async with contextlib.aclosing(cluster.watch(…)) as changes`."""
         what = f"watch {kind.plural}" + (f" in {namespace}" if namespace else "")
@@ -181,9 +181,10 @@ class Cluster:
             query.append(("labelSelector", labels))
         accept = _METADATA if metadata_only else _JSON
         request = Request("GET", kind.path(namespace), what, query, accept=accept)
-        async with self._wire.stream(request, timeout_s=timeout_s) as body:
-            async for line in lines(body, what):
-                yield Change(*parse(line, kind, what))
+        with contextlib.suppress(Silent):
+            async with self._wire.stream(request, timeout_s=timeout_s) as body:
+                async for line in lines(body, what):
+                    yield Change(*parse(line, kind, what))
 
     # Writing ----------------------------------------------------------------------------------------------------------
 

@@ -38,8 +38,9 @@ class Limits(NamedTuple):
 
     connect_s: float = 5.0
     total_s: float = 30.0
-    silence_s: float = 90.0
-    """Of a watch. The API server sends a bookmark about every minute."""
+    silence_s: float = 60.0
+    """Of a watch, which is then asked for again: a connection that a firewall has forgotten is silent for ever. Bookmarks do
+    not tell it from a quiet one: the API server sends none for a kind of which it has seen no change since it started."""
 
 
 LIMITS = Limits()
@@ -56,6 +57,10 @@ class Request(NamedTuple):
     body: Mapping[str, Any] | None = None
     content_type: str = "application/json"
     accept: str = "application/json"
+
+
+class Silent(Unavailable):
+    """A stream on which nothing has come for so long that nobody can say whether there is anybody at its other end."""
 
 
 class Answered(NamedTuple):
@@ -106,7 +111,7 @@ class Wire:
 
     @contextlib.asynccontextmanager
     async def stream(self, request: Request, *, timeout_s: float) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The body of a 2xx as it comes. `timeout_s`: when the server will have ended it. Raises ClusterError, later too."""
+        """The body of a 2xx as it comes. `timeout_s`: when the server will have ended it. Raises ClusterError, then Silent."""
         limits = self._limits
         limit = aiohttp.ClientTimeout(total=timeout_s + limits.total_s, connect=limits.connect_s, sock_read=limits.silence_s)
         async with self._exchange(request, limit) as response:
@@ -117,7 +122,8 @@ class Wire:
         """The response once its head has come with a 2xx; what goes wrong until its end is a ClusterError."""
         started_s, status = elapsed_s(), 0
         try:
-            response = await self._send(request, limit)
+            async with asyncio.timeout(self._limits.total_s):  # a stream has a longer limit, but its head comes at once
+                response = await self._send(request, limit)
             status = response.status
             try:
                 self._warn(response)
@@ -130,7 +136,8 @@ class Wire:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
             self._reload_authorities(error)
-            raise Unavailable(f"{request.what}: {_said(error, limit, self.host)}") from error
+            kind = Silent if status and isinstance(error, aiohttp.SocketTimeoutError) else Unavailable
+            raise kind(f"{request.what}: {_said(error, limit, self._limits, self.host)}") from error
         finally:
             self.answered(Answered(request.method, request.path, status, elapsed_s() - started_s))
 
@@ -210,7 +217,7 @@ def _retry_after_s(header: str | None, details: Mapping[str, Any]) -> float | No
     return float(asked) if isinstance(asked, int) and asked > 0 else None
 
 
-def _said(error: Exception, limit: aiohttp.ClientTimeout, host: str) -> str:
+def _said(error: Exception, limit: aiohttp.ClientTimeout, limits: Limits, host: str) -> str:
     """What happened, in words: the exceptions' own are often empty."""
     match error:
         case aiohttp.ConnectionTimeoutError():
@@ -218,7 +225,7 @@ def _said(error: Exception, limit: aiohttp.ClientTimeout, host: str) -> str:
         case aiohttp.SocketTimeoutError():
             return f"{host} has been silent for {limit.sock_read:g} s"
         case TimeoutError():
-            return f"no whole answer from {host} within {limit.total:g} s"
+            return f"no whole answer from {host} within {min(limit.total or limits.total_s, limits.total_s):g} s"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | ConnectionError():
             return f"{host} closed the connection before its answer was whole ({str(error) or type(error).__name__})"
     return f"no answer from {host}: {str(error) or type(error).__name__}"
