@@ -175,7 +175,7 @@ def test_the_hybrid_router() -> None:
     """The router that people write by hand comes out of one ModelRoute, with the ids that they use."""
     wanted = Wanted("deepseek-ai/DeepSeek-V4-Flash", fallbacks=("Qwen/Qwen3-32B",), premium="Pro/deepseek-ai/DeepSeek-R1")
     ladders = build(wanted, CATALOG)
-    assert _names(ladders.default) == ["deepseek-ai/DeepSeek-V4-Flash", "Qwen2.5-14B"]
+    assert _names(ladders.default) == ["deepseek-ai/DeepSeek-V4-Flash", "Qwen2.5-14B", "qwen3-8b"]
     assert _names(ladders.critical)[0] == "Pro/deepseek-ai/DeepSeek-R1"
     assert _names(ladders.background)[0] == "Qwen/Qwen3-32B"
 
@@ -191,7 +191,23 @@ def test_explicit_rungs_come_first_and_cover_their_tiers() -> None:
     ladders = build(Wanted("DeepSeek-V3.2", step_down=("Qwen3-14B", "qwen3-8b")), CATALOG)
     assert [rung.model.name for rung in ladders.default] == ["DeepSeek-V3.2", "Qwen3-14B", "Qwen3-8B"]
     ladders = build(Wanted("DeepSeek-V3.2", step_down=("Qwen3-14B",)), CATALOG)
-    assert [rung.tier for rung in ladders.default] == ["MidRange", "Budget", "UltraBudget"]
+    assert [rung.tier for rung in ladders.default] == ["MidRange", "Budget", "UltraBudget", "UltraBudget"]
+
+
+def test_the_last_rung_is_the_cheapest_that_may_answer() -> None:
+    """Near the ceiling a route goes on answering ten times as long: a tier's best is far from its cheapest."""
+    best, cheapest = build(Wanted("deepseek-v4-flash"), CATALOG).default[-2:]
+    assert best.tier == cheapest.tier == "UltraBudget"
+    assert (best.model.output_pusd, cheapest.model.output_pusd) == (100_000, 10_000)
+
+
+def test_the_last_rung_keeps_the_floor_and_the_requirements() -> None:
+    """A route that must see pictures, or stay in its tier, is not answered by something cheaper that may not."""
+    above = build(Wanted("DeepSeek-V3.2", floor="Budget"), CATALOG).default
+    assert {rung.tier for rung in above} == {"MidRange", "Budget"}
+    seeing = build(Wanted("GLM-4.6V", needs=Needs(capabilities=("vision",))), CATALOG).default
+    assert [rung.model.name for rung in seeing] == ["GLM-4.6V", "Qwen3-VL-32B"]
+    assert [rung.model.name for rung in build(Wanted("qwen3-8b"), CATALOG).default] == ["Qwen3-8B"]
 
 
 def test_a_step_up_is_rejected_with_its_reason() -> None:

@@ -2,9 +2,10 @@
 
 One rule decides for every model that a route could ever reach (`_obstacle`): it meets the requirements, is not below the
 floor, and has a price where a Hard budget binds the route. The default ladder is the wanted model, then the route's own
-`stepDown.models`, then the catalog's best of each tier below the lowest of those. There is no quality score to go by, so "best"
-is: of the models that are dearer than the wanted one in neither input nor output, the one with the dearest output, then the
-cheapest input, then the catalog's order; where a tier has none of these, the cheapest, and each request's fit still protects.
+`stepDown.models`, then the catalog's best of each tier below the lowest of those, and last the cheapest that may answer at all.
+There is no quality score to go by, so "best" is: of the models that are dearer than the wanted one in neither input nor output,
+the one with the dearest output, then the cheapest input, then the catalog's order; where a tier has none of these, the
+cheapest, and each request's fit still protects.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -230,26 +231,35 @@ def _default_ladder(wanted: Wanted, first: Rung | None, catalog: Catalog, reject
 def _catalog_rungs(
     wanted: Wanted, first: Rung, rungs: Sequence[Rung], catalog: Catalog, rejected: list[Rejected]
 ) -> Iterator[Rung]:
-    """The catalog's best of each tier below the lowest that the route's own models cover."""
+    """The catalog's best of each tier below the lowest that the route's own models cover, and last the cheapest of all."""
     lowest = min((rung.model.tier_index for rung in rungs), default=first.model.tier_index)
-    taken = {rung.model.name for rung in rungs}
-    able: dict[Tier, list[CatalogModel]] = {}
-    for model in catalog.targets:
-        if model.name in taken or model is first.model:
-            continue
-        if reason := _catalog_obstacle(wanted, model, lowest):
-            rejected.append(Rejected(model.name, "", reason))
-        else:
-            able.setdefault(model.tier, []).append(model)
-    for tier in reversed(TIERS[:lowest]):
-        if tier in able:
-            best = _best(able[tier], first.model)
-            yield Rung(best.request_id(), best)
-            rejected += [
-                Rejected(each.name, "", f"one rung a tier: {best.name} is the better or cheaper one of {tier}")
-                for each in able[tier]
-                if each is not best
-            ]
+    taken = {first.model.name, *(rung.model.name for rung in rungs)}
+    free = [model for model in catalog.targets if model.name not in taken]
+    able = [model for model in free if not _catalog_obstacle(wanted, model, lowest)]
+    by_tier = [[model for model in able if model.tier == tier] for tier in reversed(TIERS[:lowest])]
+    chosen = {best.tier: best for models in by_tier if models for best in (_best(models, first.model),)}
+    last = _last(wanted, free, list(chosen.values()) or [rung.model for rung in rungs] or [first.model], lowest)
+    for model in (*chosen.values(), *last):
+        yield Rung(model.request_id(), model)
+    for model in free:
+        best = chosen.get(model.tier)
+        if model is not best and model not in last:
+            reason = _catalog_obstacle(wanted, model, lowest)
+            better = best.name if best is not None else ""
+            rejected.append(
+                Rejected(model.name, "", reason or f"one rung a tier: {better} is the better or cheaper one of {model.tier}")
+            )
+
+
+def _last(wanted: Wanted, free: Sequence[CatalogModel], above: Sequence[CatalogModel], lowest: int) -> tuple[CatalogModel, ...]:
+    """The cheapest that may answer at all, where that is cheaper than the rung above it: with it a route goes on answering when
+    nothing better fits any more. Best of its tier and cheapest of its tier are often far apart (a tier spans a tenfold)."""
+    reachable = [model for model in free if model.is_priced and model.tier_index <= lowest and not _obstacle(wanted, model)]
+    if not reachable:
+        return ()
+    cheapest, before = min(reachable, key=_price), above[-1]
+    cheaper = _not_above(cheapest.input_pusd, before.input_pusd) and _not_above(cheapest.output_pusd, before.output_pusd)
+    return (cheapest,) if cheaper and cheapest is not before and _price(cheapest) < _price(before) else ()
 
 
 def _catalog_obstacle(wanted: Wanted, model: CatalogModel, lowest: int) -> str:
