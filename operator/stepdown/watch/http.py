@@ -1,10 +1,10 @@
 """The operator's plain HTTP: health, metrics, and what it knows, to read. `run` starts it; the kubelet, Prometheus and
-kubectl's plugin ask it. Nothing here changes anything, and nothing here is secret: names, states and sums.
+kubectl's plugin ask it. Nothing here changes anything, and nothing here is secret: names, states, sums, and specs in force.
 
     /healthz        the event loop turns
     /readyz         this process does what it should: it leads and has published a config, or it follows
     /metrics        Prometheus
-    /v1/status      balances, routes' traffic, proxies, the ledger's instances: what `stepdown status` and `explain` need
+    /v1/status      `views.Overview`: balances, routes' traffic, what is in force: what `stepdown status` and `explain` need
     /v1/counters    ?since_day=&until_day= traffic by route, model, class and day: what `stepdown report` needs
 """
 

@@ -37,6 +37,7 @@ from stepdown.watch.lead import Leading
 from stepdown.watch.metrics import Metrics
 from stepdown.watch.options import Options
 from stepdown.watch.store import HistoryWentBack
+from stepdown.watch.views import overview
 from stepdown.watch.watchdog import Blind, LoopWatch
 
 LEASE = "stepdown"
@@ -247,12 +248,8 @@ class _Process:
         return await asyncio.to_thread(self._metrics.text, made, await self._balances())
 
     async def _status(self) -> Any:
-        if not self._published():
-            return None
-        now = now_s()
-        service = self._service()
-        balances, instances = await service.call(lambda ledger: (ledger.balances(now, ended=True), ledger.instances()))
-        return {"nowS": now, "balances": balances, "instances": instances, "proxies": service.proxies(now)}
+        made = self._leading.made if self._leading is not None else None
+        return await overview(self._service(), made.plan, now_s()) if made is not None else None
 
     async def _counters(self, since_day: int, until_day: int) -> Any:
         if not self._published():
