@@ -235,3 +235,21 @@ def test_only_what_may_pass_by_itself_is_tried_again() -> None:
         assert len(tries) == 1
 
     asyncio.run(scene())
+
+
+def test_the_namespace_is_the_context_s_or_the_pod_s(tmp_path: Path) -> None:
+    """A person who works in `shop` is shown `shop` by every other tool, and would read another team's figures as their own."""
+
+    async def scene() -> None:
+        path = write_kubeconfig(tmp_path, "http://one:1")
+        assert (await config.load(path, None))[1].namespace == "default"
+        path.write_text(path.read_text().replace("cluster: test\n", "cluster: test\n    namespace: shop\n", 1))
+        async with Cluster.connect(path) as cluster:
+            assert cluster.namespace == "shop"
+        environ = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+        account = pod(tmp_path, "t")
+        assert (await config.load(None, None, environ=environ, service_account=account))[1].namespace == "default"
+        (account / "namespace").write_text("team\n")
+        assert (await config.load(None, None, environ=environ, service_account=account))[1].namespace == "team"
+
+    run(scene())

@@ -79,8 +79,10 @@ class Access(NamedTuple):
 class Cluster:
     """One API server. Made by `connect`. Every call has a time limit, and raises a ClusterError."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, namespace: str = "default") -> None:
         self._wire = wire
+        self.namespace = namespace
+        """Of the context in use, or the pod's own."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -92,7 +94,7 @@ class Cluster:
         configuration, credentials = await config.load(kubeconfig, context)
         wire = Wire(configuration, credentials, limits)
         try:
-            yield cls(wire)
+            yield cls(wire, credentials.namespace)
         finally:
             await wire.close()
 

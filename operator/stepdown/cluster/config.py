@@ -37,8 +37,18 @@ class _Loader(Protocol):
 class Credentials:
     """The Authorization header as it is now."""
 
-    def __init__(self, configuration: Configuration, load: _Loader, *, periodic: bool, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        configuration: Configuration,
+        load: _Loader,
+        *,
+        periodic: bool,
+        clock: Callable[[], float],
+        namespace: str = "default",
+    ) -> None:
         """`periodic`: whether the credentials are read again every minute, or only once they have been refused."""
+        self.namespace = namespace
+        """Where whoever names none is at home: the context's namespace, or the pod's."""
         self._configuration, self._load, self._periodic, self._clock = configuration, load, periodic, clock
         self._read_s = clock()
         self._lock = asyncio.Lock()
@@ -109,7 +119,10 @@ async def _from_file(paths: str, context: str | None, clock: Callable[[], float]
 
     # An exec plugin that gives no expiry may ask a person or a slow service: it runs again only when its token is refused.
     plugin_without_expiry = _uses_plugin(loader) and not hasattr(loader, "exec_plugin_expiry")
-    return configuration, Credentials(configuration, again, periodic=not plugin_without_expiry, clock=clock)
+    credentials = Credentials(
+        configuration, again, periodic=not plugin_without_expiry, clock=clock, namespace=_namespace(loader)
+    )
+    return configuration, credentials
 
 
 def _existing(paths: str) -> str:
@@ -120,6 +133,11 @@ def _existing(paths: str) -> str:
 def _uses_plugin(loader: Any) -> bool:
     user = loader._user  # the loader has no other way to ask
     return user is not None and "exec" in user
+
+
+def _namespace(loader: Any) -> str:
+    """Of the context in use."""
+    return str(loader._current_context["context"].safe_get("namespace") or "default")
 
 
 async def _from_pod(
@@ -143,4 +161,8 @@ async def _from_pod(
             f"this is a pod, but its ServiceAccount cannot be used ({service_account}): {error}. "
             "Has the pod automountServiceAccountToken: false?"
         ) from error
-    return configuration, Credentials(configuration, again, periodic=True, clock=clock)
+    try:
+        namespace = (service_account / "namespace").read_text(encoding="utf-8").strip()
+    except OSError:
+        namespace = "default"
+    return configuration, Credentials(configuration, again, periodic=True, clock=clock, namespace=namespace)
