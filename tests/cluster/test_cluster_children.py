@@ -245,6 +245,27 @@ def test_a_name_that_is_taken_is_left_to_its_owner(cluster: DevCluster, namespac
     run(scene())
 
 
+def test_a_child_that_is_being_deleted_is_told_and_made_anew(cluster: DevCluster, namespace: str, kubectl: Kubectl) -> None:
+    """Held by somebody's finalizer it looks like an object that is there, and serves nobody."""
+
+    async def scene() -> None:
+        async with fleet(cluster, namespace) as made:
+            await made.sync()
+            async with made.kept():
+                hold = json.dumps({"metadata": {"finalizers": ["example.org/hold"]}})
+                kubectl("patch", "service", "web", "-n", namespace, "--type=merge", "-p", hold)
+                old = json.loads(kubectl("get", "service", "web", "-n", namespace, "-o", "json"))["metadata"]["uid"]
+                kubectl("delete", "service", "web", "-n", namespace, "--wait=false")
+                await asyncio.sleep(0.5)
+                (message,) = (await made.sync()).failed.values()
+                assert message.startswith(f"Service {namespace}/web is being deleted: it is made anew once it is gone")
+                free = json.dumps({"metadata": {"finalizers": None}})
+                kubectl("patch", "service", "web", "-n", namespace, "--type=merge", "-p", free)
+                await until(made, SERVICE, "web", lambda o: o is not None and o["metadata"]["uid"] != old, "it is made anew")
+
+    run(scene())
+
+
 def test_one_child_that_is_refused_stops_no_other(cluster: DevCluster, namespace: str) -> None:
     async def scene() -> None:
         async with fleet(cluster, namespace) as made, made.watched():

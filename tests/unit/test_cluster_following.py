@@ -209,9 +209,10 @@ def test_an_overloaded_api_server_is_left_alone_for_as_long_as_it_asks(tmp_path:
         async with Api(tmp_path) as api, api.cluster() as cluster:
             children = Children(cluster, namespaces=("shop",), on_change=lambda owner: None)
             api.answer(status(429, "TooManyRequests", "later", {"Retry-After": "20"}))
-            outcome = await children.sync("shop/p", "u-p", [child("a")])
-            assert outcome.retry_s == 20.0
-            again = await children.sync("shop/p", "u-p", [child("a")])
-            assert len(api.asked) == 1 and again.failed == outcome.failed
+            desired = [{**child("p"), "kind": "ServiceAccount"}, child("a"), child("b")]
+            outcome = await children.sync("shop/p", "u-p", desired)
+            assert outcome.retry_s == 20.0 and len(outcome.failed) == 3 and len(api.asked) == 1
+            again = await children.sync("shop/p", "u-p", desired[:1])
+            assert len(api.asked) == 1 and list(again.failed) == ["ServiceAccount shop/p"]
 
     run(scene())

@@ -47,6 +47,7 @@ KINDS = (
 LABELS = {"app.kubernetes.io/managed-by": "stepdown", "app.kubernetes.io/name": "stepdown-proxy"}
 """What every child carries, and what is watched."""
 PROXY_LABEL = "stepdown.dev/proxy"
+DELETING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +219,9 @@ class Children:
         failure, left, seen = self._failures.get(key), self._left.get(key), self._mirror.get(key)
         if failure is not None and failure.digest == digest and round_.now_s < failure.until_s:
             return round_.fail(key, failure.message, failure.until_s - round_.now_s)
-        if seen is not None and seen.deleting:
-            return None  # it cannot be made what it should be before it is gone, and the watch will tell
+        if seen is not None and seen.deleting:  # it cannot be made what it should be before; the watch will tell
+            message = f"{key} is being deleted: it is made anew once it is gone. If it stays, look at its finalizers"
+            return round_.fail(key, message, DELETING_S)
         if left is not None and left.digest == digest:
             if self._as_left(key):
                 return None
@@ -227,7 +229,7 @@ class Children:
             if wait_s > 0:
                 return round_.later(wait_s)
         if round_.lost:
-            return round_.fail(key, round_.lost, 1.0)
+            return round_.fail(key, round_.lost, round_.lost_s)
         self._busy.add(key)
         try:
             await self._apply(key, obj, digest, owner, uid, seen)
@@ -256,8 +258,9 @@ class Children:
             failure = self._failures[key] = Failure(digest)
         message = _explained(key, error)
         round_.fail(key, message, failure.again(message, error, self._clock()))
-        if isinstance(error, Unavailable) and not error.status:
-            round_.lost = message  # no answer at all: the others need not wait for the same
+        if isinstance(error, Unavailable) and error.status in (0, 429):
+            # No answer at all, or one that asks for peace: the others need not meet with the same.
+            round_.lost, round_.lost_s = message, error.retry_after_s or 1.0
 
     def _drifted(self, key: Key, seen: Child | None, now_s: float) -> float:
         """A child is not as we left it: how long to wait before it is put back."""
@@ -284,7 +287,7 @@ class Children:
         if seen is None or seen.deleting:
             return None
         if round_.lost:
-            return round_.fail(key, round_.lost, 1.0)
+            return round_.fail(key, round_.lost, round_.lost_s)
         try:
             # Exactly what we saw, or nothing: somebody may have taken it over since.
             await self._cluster.delete(key.kind, key.namespace, key.name, uid=seen.uid, resource_version=seen.version)
@@ -308,6 +311,7 @@ class _Round:
         self._retry_s: float | None = None
         self.lost = ""
         """Why the API server is out of reach; empty while it answers."""
+        self.lost_s = 0.0
 
     def fail(self, key: Key, message: str, retry_s: float) -> None:
         self._failed[str(key)] = message
