@@ -4,15 +4,18 @@ Argo CD's Application alone is not here: its kind is Argo CD's own.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from devcluster import ControlPlane
 from release import helm
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
+INSTALL = MANIFESTS.parent / "docs" / "install.md"
 RESTRICTED = "pod-security.kubernetes.io/enforce=restricted"
 
 
@@ -95,6 +98,22 @@ def test_argo_cd_s_own_settings_are_left_alone(applied: Applied) -> None:
 def test_the_operator_s_pod_is_admitted_where_the_strictest_profile_is_enforced(applied: Applied) -> None:
     """Otherwise the StatefulSet says so in an Event that nobody reads, and there is no operator."""
     applied.kubectl("wait", "--for=create", "pod/stepdown-0", "-n", helm.NAMESPACE, "--timeout=30s")
+
+
+def test_a_kustomization_as_the_documentation_has_it(applied: Applied, tmp_path: Path) -> None:
+    """People copy it. If the proxies' image is not the one that was set, no proxy ever starts."""
+    first, second = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(# mine/.*?)```", INSTALL.read_text(), re.DOTALL))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (tmp_path / "manifests").symlink_to(MANIFESTS)
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(first | second))
+    made = list(yaml.safe_load_all(applied.kubectl("kustomize", str(mine))))
+    (container,) = next(each for each in made if each["kind"] == "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each for each in container["env"]}
+    assert container["image"] == "registry.example.com/platform/stepdown:0.1.0"
+    assert environment["STEPDOWN_IMAGE"]["value"] == container["image"]
+    assert environment["STEPDOWN_FLEET_NAMESPACES"] == {"name": "STEPDOWN_FLEET_NAMESPACES", "value": "shop,search"}
+    applied.kubectl("apply", "--server-side", "-k", str(mine))
 
 
 _KINDS = ("ModelCatalog", "ModelRoute", "RoutingProxy", "SpendBudget")
