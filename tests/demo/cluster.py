@@ -30,7 +30,7 @@ from tests.upstream import SimulatorProcess
 PLACE = Path(".demo-cluster")
 SYSTEM, TEAM, BUDGET = "stepdown-system", "stepdown-demo", "demo"
 KEYS = {"upstream-standard": "sk-upstream", "upstream-pro": "ga_pro_upstream"}
-READY_S = 40.0
+READY_S = 180.0
 SETTLED_S = 60.0
 
 
@@ -205,6 +205,7 @@ class Kubernetes:
         while (numbers := self.spent())[0] != bill_nusd and time.monotonic() < deadline_s:
             time.sleep(1.0)
         self.show()
+        (PLACE / "operator.log").write_text(self.kubectl("logs", "-n", SYSTEM, "statefulset/stepdown"))
         month_table(self._counters())
         title("On your own cluster, with your own key (docs/install.md)")
         print(f"  helm install stepdown charts/stepdown -n {SYSTEM} --create-namespace --set 'fleetNamespaces={{{TEAM}}}'")
