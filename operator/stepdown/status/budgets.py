@@ -4,8 +4,10 @@ A spent budget works as told: Ready stays True, and WithinBudget=False says it (
 """
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
+from stepdown.budget.account import Balance
 from stepdown.budget.forecast import forecast
 from stepdown.budget.months import rfc3339
 from stepdown.budget.verdict import percent
@@ -46,11 +48,9 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         "start": rfc3339(plan.period.start_s),
         "end": rfc3339(plan.period.end_s),
     }
-    document |= _money(plan)
+    document |= money(plan.balance, plan.limit_nusd, plan.used)
     document["summary"] = {
-        "spent": summary.money(_spent_nusd(plan)),
-        "limit": summary.money(plan.limit_nusd),
-        "percent": summary.percent(plan.used),
+        **money_summary(plan.balance, plan.limit_nusd, plan.used),
         "reset": summary.reset(plan.following.month),
     }
     if plan.verdict.step is not None:
@@ -58,29 +58,36 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         if plan.verdict.max_tier is not None:
             step["maxTier"] = plan.verdict.max_tier
         document["step"] = since(step, previous, "step", now_s)
-    expected = forecast(plan.period, _spent_nusd(plan), plan.limit_nusd, now_s)
+    expected = forecast(plan.period, _spent_nusd(plan.balance), plan.limit_nusd, now_s)
     document["forecast"] = {"monthEndUSD": nusd_to_usd(expected.month_end_nusd, digits=2)}
     if expected.exhausted_at_s is not None:
         document["forecast"]["exhaustedAt"] = rfc3339(expected.exhausted_at_s)
     return document
 
 
-def _spent_nusd(plan: BudgetPlan) -> int:
+def _spent_nusd(balance: Balance | None) -> int:
     """What counts against the limit: spent, and held for lost proxies."""
-    return plan.balance.spent_nusd + plan.balance.unreconciled_nusd if plan.balance is not None else 0
+    return balance.spent_nusd + balance.unreconciled_nusd if balance is not None else 0
 
 
-def _money(plan: BudgetPlan) -> Document:
-    balance = plan.balance
-    spent = balance.spent_nusd if balance is not None else 0
-    unreconciled = balance.unreconciled_nusd if balance is not None else 0
+def money(balance: Balance | None, limit_nusd: int, used: Fraction) -> Document:
+    """A period's sums, exact."""
     return {
-        "limitUSD": nusd_to_usd(plan.limit_nusd),
-        "spentUSD": nusd_to_usd(spent),
+        "limitUSD": nusd_to_usd(limit_nusd),
+        "spentUSD": nusd_to_usd(balance.spent_nusd if balance is not None else 0),
         "reservedUSD": nusd_to_usd(balance.reserved_nusd if balance is not None else 0),
-        "unreconciledUSD": nusd_to_usd(unreconciled),
-        "remainingUSD": nusd_to_usd(plan.limit_nusd - spent - unreconciled),
-        "usedPercent": percent(plan.used),
+        "unreconciledUSD": nusd_to_usd(balance.unreconciled_nusd if balance is not None else 0),
+        "remainingUSD": nusd_to_usd(limit_nusd - _spent_nusd(balance)),
+        "usedPercent": percent(used),
+    }
+
+
+def money_summary(balance: Balance | None, limit_nusd: int, used: Fraction) -> Document:
+    """The same as `kubectl get` prints it."""
+    return {
+        "spent": summary.money(_spent_nusd(balance)),
+        "limit": summary.money(limit_nusd),
+        "percent": summary.percent(used),
     }
 
 
@@ -110,6 +117,6 @@ def _within(plan: BudgetPlan) -> Condition:
     if plan.used == 1:
         message = f"All of ${limit} is spent: {refuses} until {resets}. Raise the limit or add an override to go on."
         return condition(kind, False, conditions.EXHAUSTED, message)
-    over = nusd_to_usd(_spent_nusd(plan) - plan.limit_nusd)
+    over = nusd_to_usd(_spent_nusd(plan.balance) - plan.limit_nusd)
     message = f"Spent ${over} over the limit of ${limit}: {refuses} until {resets}."
     return condition(kind, False, conditions.OVER_LIMIT, message)

@@ -39,7 +39,7 @@ def route_status(
     if plan.classes:
         document["effective"] = since(_effective(plan), previous, "effective", now_s)
     if totals is not None:
-        document["spend"] = _spend(totals, month)
+        document["spend"] = spend(totals, month)
     if programmed.holds is not None:
         document["proxies"] = {"ready": programmed.ready, "programmed": programmed.programmed}
     document["summary"] = _summary(plan, totals)
@@ -118,7 +118,8 @@ def _effective(plan: RoutePlan) -> Document:
     return document
 
 
-def _spend(totals: RouteTotals, month: str) -> Document:
+def spend(totals: RouteTotals, month: str) -> Document:
+    """A route's traffic in a month."""
     document: Document = {
         "month": month,
         "usd": nusd_to_usd(totals.cost_nusd),
