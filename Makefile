@@ -51,7 +51,8 @@ generate: $(STAMP) ## write all that is generated: the CRDs, docs/conditions.md,
 	$(BIN)/python -m stepdown.model.crd .
 	$(BIN)/python -m release.manifests
 
-check: lint generate ## lint, and fail if anything generated differs from what is committed
+check: lint generate ## lint, and fail if anything generated differs from what is committed, or the two locks from each other
+	$(BIN)/python -m release.lock
 	@test -z "$$(git status --porcelain -- $(GENERATED))" \
 	  || { git status --short -- $(GENERATED); echo "What is generated is not what the models say: commit the result of 'make generate'"; exit 1; }
 

@@ -174,6 +174,8 @@ def test_a_routing_proxy_comes_with_the_release_once_its_kind_is_there(chart: In
     assert chart.names("rproxy", "-n", helm.NAMESPACE) == {"default"}
     chart.rollback(1)
     assert chart.names("rproxy", "-n", helm.NAMESPACE) == set()
+    chart.upgrade({"crds": {"install": False}})
+    assert chart.names("crd") >= CRDS, "and leaving the CRDs to somebody else does not delete them"
 
 
 def test_a_second_operator_is_refused(chart: Installed) -> None:

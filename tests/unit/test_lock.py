@@ -44,9 +44,7 @@ def test_every_pin_was_read() -> None:
 
 def test_the_image_has_the_versions_that_were_tested() -> None:
     """Compiled on another day, the two locks would part. `make lock` writes both."""
-    for name, pin in RUNTIME.items():
-        assert name in DEVELOPMENT, f"{name}: requirements.lock lacks it; run `make lock`"
-        assert (pin.version, pin.hashes) == (DEVELOPMENT[name].version, DEVELOPMENT[name].hashes), f"{name}: run `make lock`"
+    assert lock.disagreements() == []
 
 
 def test_the_image_has_all_that_the_package_needs_and_nothing_else() -> None:
