@@ -218,6 +218,8 @@ class Keeper:
         """None: judged by what is spent."""
         self.foreign: dict[str, int] = {}
         """Committed by others, by account."""
+        self.proxies = 1
+        """How many it says that it hears."""
 
     def committed(self, account: str) -> int:
         total = self.foreign.get(account, 0)
@@ -281,6 +283,7 @@ class Keeper:
             asks=asks,
             fleet=None if known else self.fleet,
             shards=self._changed(request),
+            proxies=self.proxies,
         )
 
     def _changed(self, request: SyncRequest) -> tuple[Shard, ...]:

@@ -383,6 +383,29 @@ def test_the_next_periods_lease_is_wanted_one_horizon_early(tmp_path: Path) -> N
     run(main())
 
 
+def test_a_keeper_that_has_just_started_does_not_give_everybody_the_whole_ration(tmp_path: Path) -> None:
+    """It has heard one proxy and thinks it alone; the others speak up within seconds."""
+
+    async def main() -> None:
+        proxy = Proxy(tmp_path)
+        for said, after_s, sharers in (
+            (3, 0.0, 3),
+            (1, 1.0, 3),
+            (3, 1.0, 3),
+            (4, 1.0, 4),
+            (1, 1.0, 4),
+            (2, 10.0, 4),
+            (2, 5.0, 2),
+        ):
+            await asyncio.sleep(after_s)
+            proxy.keeper.proxies = said
+            assert await proxy.syncer.once()
+            assert proxy.till.sharers == sharers
+        proxy.stop()
+
+    run(main())
+
+
 def test_a_protocol_that_is_not_spoken_is_no_answer(tmp_path: Path) -> None:
     """Numbers of a future meaning would be taken for money."""
 

@@ -47,6 +47,21 @@ def run(work: Callable[[SyncService], Awaitable[None]], ledger: Ledger | None = 
     asyncio.run(main())
 
 
+def test_every_proxy_hears_how_many_they_are() -> None:
+    """They share what the upstream allows the fleet in a minute."""
+
+    async def work(service: SyncService) -> None:
+        service.publish(FLEET, {})
+        assert (await service.sync(request("a"))).proxies == 1
+        assert (await service.sync(request("b"))).proxies == 2
+        assert (await service.sync(request("a", 2))).proxies == 2
+        assert (await service.sync(request("old", protocol=1))).proxies == 1, "protocol 1 does not know of it"
+        await service.sync(request("b", 2, closing=True))
+        assert (await service.sync(request("a", 3))).proxies == 2
+
+    run(work)
+
+
 def test_only_what_changed_goes_down() -> None:
     """With 10,000 routes, a whole config a second to every proxy would be all that the keeper does."""
 

@@ -9,7 +9,7 @@ know (what is new has a default, and a default is not written), and a field that
 
 * 1: numbers, tickets, config;
 * 2: with `ready`, `keys` and `down`, what a proxy says of itself, and `whole`, by which a keeper that cannot be sure of its
-  ledger hears everything once more.
+  ledger hears everything once more; and with `proxies`, how many share what is rationed to the fleet.
 
     SyncError
     ├── SyncUnavailable   no answer: the keeper is away, or its ledger cannot write. Nothing has changed; another follows
@@ -166,6 +166,9 @@ class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     asks: tuple[AskAnswer, ...] = ()
     fleet: Fleet | None = None
     shards: tuple[Shard, ...] = ()
+    proxies: int = 1
+    """Protocol 2. Proxies of the fleet that were heard in the last seconds: each sends its part of a channel's
+    `requestsPerMinute`."""
     whole: bool = False
     """Protocol 2. The keeper's ledger may be older than what it has acknowledged: the next message shall be `whole`, and go at
     once."""

@@ -177,6 +177,13 @@ class Exchange:
             wire.till.release(hold, attempted=False)
             self._after(Failure(rung.name, str(error), 503, sent=False))
             return
+        if wire.rates.limited:
+            wait_s = wire.rates.take(rung.channel, wire.till.sharers, wire.sweeper.now_s)
+            if wait_s > 0:
+                wire.till.release(hold, attempted=False)
+                why = wire.rates.said(rung.channel, wire.till.sharers)
+                self._after(Failure(rung.name, why, 429, wait_s, sent=False))
+                return
         if wire.breakers.bad:
             wire.breakers.sent(rung.name)
         chat = self._chat
@@ -214,16 +221,19 @@ class Exchange:
         self._admit(rungs, "Outage")
 
     def _others(self) -> list[RungEntry]:
-        """The fallbacks, then the rungs in force, without what was tried or is left alone."""
+        """The fallbacks, then the rungs in force, without what was tried, is left alone, or has had its minute's requests."""
         route = self._route
         ladder = route.ladders[self._class]
         tried = {failure.model for failure in self._tried}
         if self._class == "critical" and route.share is not None:
             tried.add(ladder.rungs[0].name)  # premium is not a fallback: its share is counted where it is wanted
-        breakers, now_s = self._wire.breakers, self._wire.sweeper.now_s
+        wire = self._wire
+        now_s = wire.sweeper.now_s
         others: list[RungEntry] = []
         for rung in (*ladder.fallbacks, *ladder.visible):
-            if rung.name not in tried and breakers.closed(rung.name, now_s):
+            if rung.name in tried or not wire.breakers.closed(rung.name, now_s):
+                continue
+            if wire.rates.wait_s(rung.channel, wire.till.sharers, now_s) == 0:
                 tried.add(rung.name)
                 others.append(rung)
         return others

@@ -191,10 +191,12 @@ class ProxyServer:
         now_s = wire.sweeper.now_s
         answers = [Sample((("status", str(status)),), str(count)) for status, count in sorted(wire.statuses.items())]
         opened = [Sample((("model", name),), str(int(not wire.breakers.closed(name, now_s)))) for name in wire.breakers.bad]
+        limited = [Sample((("channel", name),), str(window.held_back)) for name, window in wire.rates.limited.items()]
         return [
             Family("stepdown_answers_total", "counter", "Answers to clients by status.", answers),
             wire.latency.family(),
             Family("stepdown_breaker_open", "gauge", "Models that failed lately: 1 is left alone for now.", opened),
+            Family("stepdown_rate_limited_total", "counter", "Requests not sent for a channel's requestsPerMinute.", limited),
             one("stepdown_retries_total", "counter", "Attempts beyond a request's first.", wire.retried),
             one("stepdown_connections", "gauge", "Open connections of clients.", wire.connections),
             one("stepdown_upstream_connections", "gauge", "Open connections to the upstream.", wire.open_upstream),
@@ -208,6 +210,7 @@ class ProxyServer:
         if table is not None and table is not self._limits_of:
             self._limits_of = table
             self._bound_by(table.fleet)
+            self.wire.rates.bound_by(table.fleet.channels)
 
     def _bound_by(self, fleet: Fleet) -> None:
         self.max_body_bytes = fleet.max_body_bytes

@@ -28,6 +28,8 @@ TIMEOUT_S = 2.0
 """How long a message may take; also how long a waiting request can stand in the way of those behind it."""
 LOWERED_S = 60.0
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_FEWER_AFTER_S = 15.0
+"""How long the keeper must have heard of fewer proxies before a rationed channel is shared among so few."""
 _KEEP_DAYS = 2
 """Acknowledged counters older than this are let go: no request lives so long."""
 
@@ -68,6 +70,8 @@ class Syncer:
         self.config_errors = 0
         self.last_acknowledged_s: float | None = None
         """When the last acknowledged message was sent, in seconds since boot."""
+        self._many_s = till.clock.boot_s()
+        """When the keeper last spoke of as many proxies as share now."""
         till.kick = self._wake.set
 
     async def run(self) -> None:
@@ -218,6 +222,7 @@ class Syncer:
         self._swap(answer)
         horizon_s = till.table.fleet.lease_horizon_s if till.table is not None else 0.0
         till.reachable = True
+        self._share(answer.proxies)
         till.deadline_s = sent_s + horizon_s
         self._take_grants(answer)
         till.queue.answered(answer.asks)
@@ -225,6 +230,13 @@ class Syncer:
         if answer.whole:
             self._wake.set()
         return True
+
+    def _share(self, proxies: int) -> None:
+        """More sharers count at once, fewer only after a while: a keeper that has just started has not heard them all."""
+        if proxies >= self._till.sharers:
+            self._many_s = self._clock.boot_s()
+        if proxies >= self._till.sharers or self._clock.boot_s() - self._many_s >= _FEWER_AFTER_S:
+            self._till.sharers = max(1, proxies)
 
     def _renew(self) -> bool:
         self.fenced += 1

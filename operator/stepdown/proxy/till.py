@@ -48,6 +48,7 @@ class Till:
         "queue",
         "reachable",
         "refusals",
+        "sharers",
         "state",
         "table",
     )
@@ -63,6 +64,8 @@ class Till:
         """When the leases die, in seconds since boot: one horizon after the sending of the last acknowledged sync."""
         self.reachable = False
         """Whether the last sync was answered."""
+        self.sharers = 1
+        """Proxies of the fleet that the keeper hears, this one included: what is rationed to the fleet is divided by it."""
         self.kick: Callable[[], None] = _nobody
         """Asks the syncer to send a message at once."""
         self.excess_nusd = 0

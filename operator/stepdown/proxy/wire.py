@@ -16,6 +16,7 @@ from stepdown.proxy.keys import KeySource
 from stepdown.proxy.limits import Limits
 from stepdown.proxy.metrics import Histogram
 from stepdown.proxy.outbox import Outbox
+from stepdown.proxy.rate import Rates
 from stepdown.proxy.table import RouteEntry, RungEntry, Table
 from stepdown.proxy.till import Till
 from stepdown.proxy.upstream import BadBaseUrl, Pool
@@ -105,6 +106,7 @@ class Wire:
         self.outbox = Outbox(loop)
         self.breakers = Breakers()
         self.retries = RetryBudget()
+        self.rates = Rates()
         self.latency = Histogram("stepdown_request_seconds", "From a request's last byte to its answer's last byte.")
         self.connections = 0
         self.exchanges = 0

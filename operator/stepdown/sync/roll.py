@@ -87,6 +87,12 @@ class Roll:
         """By fleet. A fleet of which nothing has changed is the same object as before; one never heard of is not there."""
         return {name: self._seen(fleet, now_s) for name, fleet in self._fleets.items()}
 
+    def count(self, fleet: str, now_s: float) -> int:
+        """Proxies of a fleet that were heard lately, ready or not, the one that asks included: one that is leaving still
+        sends."""
+        found = self._fleets.get(fleet)
+        return max(1, sum(now_s - heard_s < HEARD_S for heard_s in found.heard_s.values())) if found is not None else 1
+
     def _seen(self, fleet: _Fleet, now_s: float) -> ProxiesSeen:
         for instance in [each for each, heard_s in fleet.heard_s.items() if now_s - heard_s >= FORGOTTEN_S]:
             fleet.forget(instance)

@@ -247,6 +247,7 @@ class SyncService:
         return msgspec.structs.replace(
             answer,
             protocol=protocol,
+            proxies=self._roll.count(request.fleet, self._clock()) if protocol >= 2 else 1,
             fleet=None if request.fleet_digest == config.fleet_digest else config.fleet,
             shards=tuple(
                 shard
