@@ -179,10 +179,8 @@ def test_recording_never_fails_nor_waits(tmp_path: Path, caplog: pytest.LogCaptu
     assert [line for line in said if "were dropped" in line] == [
         f"{count} Events were dropped: {MOST_WAITING} wait for the API server already" for count in (1, 2, 4, 8, 16)
     ]
-    assert [line for line in said if "was dropped" in line] == [
-        f"an Event was dropped (Exhausted: gone): {line.partition('): ')[2]}" for line in said if "was dropped" in line
-    ]
-    assert sum("no events for you" in line for line in said) == 1
+    (dropped,) = [line for line in said if "was dropped" in line]
+    assert dropped.startswith("an Event was dropped (Exhausted: gone): create Event") and "no events for you" in dropped
 
 
 def test_a_flush_ends_even_if_nothing_is_written(tmp_path: Path) -> None:

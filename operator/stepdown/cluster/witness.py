@@ -73,9 +73,6 @@ class ConfigMapWitness:
             except (Conflict, NotFound):
                 self._live = None
                 await asyncio.sleep(waits.next_s())
-            except ClusterError:
-                self._live = None  # it may have been written all the same
-                raise
             else:
                 self._took({**live, **lacking})
                 return
