@@ -7,7 +7,7 @@ the next one (group commit): a thousand asks cost as many fsyncs as there are ro
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -65,13 +65,21 @@ _EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
 class SyncService:
     """Answers proxies. Everything but `publish` is a coroutine on one event loop."""
 
-    def __init__(self, ledger: Ledger, clock: Callable[[], float], witness: Witness | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        witness: Witness | None = None,
+        *,
+        worker: Executor | None = None,
+    ) -> None:
         """`clock` says the ledger's time, Unix seconds. From here on only the service's thread calls the ledger.
 
-        With a witness nothing is granted before `begin`.
+        With a witness nothing is granted before `begin`. `worker` stands for the thread where time is not the machine's: one
+        at a time, in order.
         """
         self._ledger, self._clock = ledger, clock
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+        self._thread: Executor = worker or ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
         self._raiser: Raiser | None = None
         if witness is not None:
             ledger.guard()
