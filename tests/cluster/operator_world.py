@@ -287,6 +287,47 @@ class World:
             files |= each.get("data", {})
         return files
 
+    def shards(self) -> "list[str]":
+        """The contents of the mounted shards, as far as there are any."""
+        maps = self.all(CONFIG_MAP, "stepdown.dev/proxy=default")
+        return [text for each in maps for name, text in each.get("data", {}).items() if name.startswith("shard")]
+
+    # Rights ----------------------------------------------------------------------------------------------------------
+
+    def restricted_kubeconfig(self, rules: "list[Object]") -> Path:
+        """A ServiceAccount of the operator's own with these rights, as the chart gives it one."""
+        self.cluster.kubectl("-n", self.own_namespace, "create", "serviceaccount", "operator")
+        self.grant(rules)
+        subject = f"--serviceaccount={self.own_namespace}:operator"
+        self.cluster.kubectl("create", "clusterrolebinding", self._role, f"--clusterrole={self._role}", subject)
+        token = self.cluster.kubectl("-n", self.own_namespace, "create", "token", "operator").strip()
+        path = self.path / "kubeconfig"
+        cluster = {"server": self.cluster.server, "certificate-authority": str(self.cluster.ca)}
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path.write_text(json.dumps(content))
+        return path
+
+    def grant(self, rules: "list[Object]") -> None:
+        """These rights and no others, from now on."""
+        role = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": self._role},
+            "rules": rules,
+        }
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(role))
+
+    @property
+    def _role(self) -> str:
+        return f"stepdown-{self.own_namespace}"
+
     # Processes -------------------------------------------------------------------------------------------------------
 
     def operator(self, kubeconfig: Path | None = None, *arguments: str) -> Operator:

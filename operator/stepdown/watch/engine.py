@@ -46,18 +46,6 @@ class Rules:
     fleet_namespaces: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class Numbers:
-    """What `/metrics` shows of the engine."""
-
-    passes: int = 0
-    failures: int = 0
-    last_s: float = 0.0
-    """How long the last pass took."""
-    waiting: int = 0
-    """1 while a change waits for its pass."""
-
-
 class Engine:
     """The loop. `run` until cancelled."""
 
@@ -75,17 +63,20 @@ class Engine:
         self._wrong = ""
         self.made: Pass | None = None
         """The last pass that is in force."""
-        self.numbers = Numbers()
+        self.waiting = False
+        """Whether a change waits for its pass."""
         self.done: Callable[[Pass, Pass | None], None] = _nothing
         """Told each pass that has been published, and the one before it."""
         self.took: Callable[[float], None] = lambda seconds: None
         """Told how long it took."""
+        self.failed: Callable[[], None] = lambda: None
+        """Told when the ledger let none through."""
         self.fleets: Callable[[], Mapping[str, FleetSeen]] = dict
         """What the cluster has of each fleet."""
 
     def wake(self) -> None:
         """Something may have changed."""
-        self.numbers.waiting = 1
+        self.waiting = True
         self._woken.set()
 
     async def first(self) -> None:
@@ -105,7 +96,7 @@ class Engine:
                 raise
             except LedgerError as error:
                 failed += 1
-                self.numbers.failures += 1
+                self.failed()
                 self._say_once(f"the ledger: {error}. What is in force stays in force until it works again")
                 await asyncio.sleep(RETRY_S[min(failed, len(RETRY_S)) - 1])
                 self._woken.set()
@@ -143,7 +134,7 @@ class Engine:
 
     async def _pass(self) -> None:
         self._woken.clear()
-        self.numbers.waiting = 0
+        self.waiting = False
         began_s = time.monotonic()
         now = now_s()
         proxies = self._service.proxies(now)
@@ -159,9 +150,7 @@ class Engine:
         await self._keeper.remember(dict(made.accept), gone(self._keeper.accepted, made.plan))
         self._keeper.publish(made.configs)
         self.made, self._balances, self._proxies, self._judged_s = made, balances, proxies, now
-        self.numbers.passes += 1
-        self.numbers.last_s = time.monotonic() - began_s
-        self.took(self.numbers.last_s)
+        self.took(time.monotonic() - began_s)
         self.done(made, before)
 
     def _world(self, proxies: Mapping[str, ProxiesSeen]) -> World | None:
@@ -174,13 +163,12 @@ class Engine:
         )
 
     def _reported(self, proxies: Mapping[str, ProxiesSeen], world: World, now: float) -> Mapping[str, ProxiesSeen]:
-        """Nothing right after the start; then an entry for every fleet, since by now its proxies would have reported."""
+        """An entry for every fleet whose proxies would have reported by now; right after the start that is only one without."""
         self._heard = self._heard or now - self._began_s >= HEAR_S
-        if not self._heard:
-            return {}
-        fleets = [each.key for each in world.proxies]
-        fleets += [each.key for each in world.invalid if each.kind == "RoutingProxy"]
-        return {**dict.fromkeys(fleets, ProxiesSeen(0)), **proxies}
+        keys = [each.key for each in world.proxies]
+        keys += [each.key for each in world.invalid if each.kind == "RoutingProxy"]
+        idle = {key for key, seen in world.fleets.items() if not seen.ready_replicas}
+        return {key: proxies.get(key, ProxiesSeen(0)) for key in keys if self._heard or key in idle}
 
     async def _route_totals(self, now: float) -> Mapping[str, RouteTotals]:
         if now - self._totals_s >= TOTALS_S:

@@ -76,7 +76,8 @@ class Fleets:
         self._workers: dict[str, _Worker] = {}
         self.seen: Mapping[str, FleetSeen] = {}
         """By RoutingProxy: what the cluster has of it. Another mapping whenever it changes."""
-        self.applied: Callable[[str, int, int], None] = lambda fleet, applied, deleted: None
+        self.applied: Callable[[str, int, int, int], None] = lambda fleet, applied, deleted, failed: None
+        """Told how many objects of a fleet were applied and deleted, and how many could not be."""
 
     def tell(self, made: Pass, deleting: Callable[[str], bool]) -> None:
         """What the last pass says. A RoutingProxy without anything in force keeps the objects that it has; one that is being
@@ -159,7 +160,7 @@ class Fleets:
             observe(deployment, autoscaler=autoscaler is not None),
         )
         outcome = await self._children.sync(key, wanted.uid, objects)
-        self.applied(key, len(outcome.applied), len(outcome.deleted))
+        self.applied(key, len(outcome.applied), len(outcome.deleted), len(outcome.failed))
         self._failed(key, worker, outcome.failed, deployment)
         if outcome.failed:
             return outcome.retry_s or 0.0

@@ -14,6 +14,7 @@ from stepdown.cluster.children import Children
 from stepdown.cluster.client import Cluster
 from stepdown.cluster.events import Recorder
 from stepdown.cluster.statuses import StatusWriter
+from stepdown.cluster.witness import ConfigMapWitness
 from stepdown.ledger import Ledger
 from stepdown.reconcile import Pass
 from stepdown.render.objects import Settings
@@ -81,6 +82,13 @@ class Leading:
             return None
         return LiveFleet(plan.source.uid, plan.market.spec.lease_horizon_s)
 
+    def measure(self) -> None:
+        """What `/metrics` shows of this, at a scrape."""
+        for kind in WATCHED:
+            self._metrics.listed.labels(kind).set(self._store.count(kind))
+        if self._engine is not None:
+            self._metrics.waiting.set(self._engine.waiting)
+
     # Life --------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -102,6 +110,7 @@ class Leading:
         self._fleets.applied = self._count_children
         engine.fleets = lambda: self._fleets.seen if self._fleets is not None else {}
         engine.done, engine.took = self._done, self._metrics.reconcile.observe
+        engine.failed = self._metrics.reconcile_failures.inc
         self.service.changed = lambda fleet: engine.wake()
         await engine.first()
 
@@ -145,7 +154,10 @@ class Leading:
         ledger = await asyncio.to_thread(Ledger.open, self._options.ledger, create=True)
         epoch = await asyncio.to_thread(ledger.take_epoch, self._identity)
         log.info("the ledger is open", event="ledger", file=str(self._options.ledger), epoch=epoch)
-        return SyncService(ledger, now_s)
+        witness = ConfigMapWitness(self._cluster, self._options.namespace)
+        service = SyncService(ledger, now_s, witness)
+        await service.begin()
+        return service
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[asyncio.create_task(work, name=name)] = name
@@ -182,7 +194,6 @@ class Leading:
         assert self._fleets is not None
         self._fleets.tell(made, self._deleting)
         self._shown.tell(made)
-        self._metrics.waiting.set(0)
 
     def _deleting(self, key: str) -> bool:
         seen = self._store.get("RoutingProxy", key)
@@ -220,5 +231,6 @@ class Leading:
     def _count_status(self, well: bool) -> None:
         (self._metrics.writes if well else self._metrics.write_failures).labels("status").inc()
 
-    def _count_children(self, fleet: str, applied: int, deleted: int) -> None:
+    def _count_children(self, fleet: str, applied: int, deleted: int, failed: int) -> None:
         self._metrics.writes.labels("child").inc(applied + deleted)
+        self._metrics.write_failures.labels("child").inc(failed)

@@ -5,13 +5,16 @@ there may be ten thousand of them, and the proxies have their own metrics.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stepdown.budget.account import Balance
+from stepdown.cluster.wire import Answered
 from stepdown.model.config import account_id
+from stepdown.plan.world import ProxiesSeen
 from stepdown.reconcile import Pass
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -43,33 +46,60 @@ class Metrics:
         self.write_failures = Counter(
             "stepdown_api_write_failures", "Writes that the API server did not take.", ["what"], registry=registry
         )
-        self.syncs = Counter("stepdown_sync_messages", "Messages of proxies, by answer.", ["code"], registry=registry)
-        self.sync_seconds = Histogram(
-            "stepdown_sync_seconds", "From a proxy's message to its answer.", buckets=_SECONDS, registry=registry
+        self.requests = Counter(
+            "stepdown_api_requests", "Requests to the API server, watches not counted.", ["verb", "code"], registry=registry
         )
-        for what in ("child", "status", "event"):
+        self.request_seconds = Histogram(
+            "stepdown_api_request_seconds",
+            "From a request to the API server to its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.standstill = Gauge(
+            "stepdown_ledger_standstill", "1 while less is granted than the limits allow; the log says why.", registry=registry
+        )
+        for what in ("child", "status"):
             self.writes.labels(what)
             self.write_failures.labels(what)
 
-    def text(self, made: Pass | None, balances: Mapping[str, Balance]) -> bytes:
-        """`balances`: the ledger's now. Takes milliseconds with a hundred budgets: call it in a thread."""
-        self._money.made, self._money.balances = made, balances
+    def answered(self, request: Answered) -> None:
+        self.requests.labels(request.method, str(request.status)).inc()
+        self.request_seconds.observe(request.seconds)
+
+    def text(self, shown: "Shown") -> bytes:
+        """Takes milliseconds with a hundred budgets: call it in a thread."""
+        self._money.shown = shown
         return generate_latest(self._registry)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is read at a scrape."""
+
+    made: Pass | None = None
+    balances: Mapping[str, Balance] = field(default_factory=dict)
+    """The ledger's now."""
+    proxies: Mapping[str, ProxiesSeen] = field(default_factory=dict)
+    syncs: Mapping[int, int] = field(default_factory=dict)
+    """Messages of proxies, by the status of the answer."""
 
 
 class _Money(Collector):
     """Budgets, routes and fleets, made anew at each scrape: what is gone must not go on being shown."""
 
     def __init__(self) -> None:
-        self.made: Pass | None = None
-        self.balances: Mapping[str, Balance] = {}
+        self.shown = Shown()
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        made = self.made
-        if made is None:
-            return
-        yield from self._budgets(made)
-        yield from self._routes(made)
+    def collect(self) -> Iterator[Metric]:
+        syncs = CounterMetricFamily("stepdown_sync_messages", "Messages of proxies, by answer.", labels=["code"])
+        for code, count in sorted(self.shown.syncs.items()):
+            syncs.add_metric([str(code)], count)
+        yield syncs
+        made = self.shown.made
+        if made is not None:
+            yield from self._budgets(made)
+            yield from self._routes(made)
+            yield from self._fleets(made)
 
     def _budgets(self, made: Pass) -> Iterator[GaugeMetricFamily]:
         def family(name: str, text: str) -> GaugeMetricFamily:
@@ -87,7 +117,7 @@ class _Money(Collector):
             if budget.period is None or budget.verdict is None:
                 continue
             labels = [budget.source.namespace, budget.source.name]
-            balance = self.balances.get(account_id(budget.key, budget.period.start_s))
+            balance = self.shown.balances.get(account_id(budget.key, budget.period.start_s))
             limit.add_metric(labels, budget.limit_nusd / _NUSD)
             spent_nusd = balance.spent_nusd if balance is not None else 0
             held_nusd = balance.unreconciled_nusd if balance is not None else 0
@@ -115,3 +145,15 @@ class _Money(Collector):
         for state, count in counts.items():
             family.add_metric([state], count)
         yield family
+
+    def _fleets(self, made: Pass) -> Iterator[GaugeMetricFamily]:
+        pods = GaugeMetricFamily("stepdown_proxies", "Proxies that sync.", labels=["namespace", "proxy"])
+        ready = GaugeMetricFamily(
+            "stepdown_proxies_ready", "Those of them that say that they are.", labels=["namespace", "proxy"]
+        )
+        for key, fleet in made.plan.fleets.items():
+            seen = self.shown.proxies.get(key)
+            labels = [fleet.source.namespace, fleet.source.name]
+            pods.add_metric(labels, seen.pods if seen is not None else 0)
+            ready.add_metric(labels, seen.ready if seen is not None else 0)
+        yield from (pods, ready)

@@ -34,7 +34,7 @@ from stepdown.watch import handlers
 from stepdown.watch.handlers import WatchersEnded
 from stepdown.watch.http import HttpServer, Views
 from stepdown.watch.lead import Leading
-from stepdown.watch.metrics import Metrics
+from stepdown.watch.metrics import Metrics, Shown
 from stepdown.watch.options import Options
 from stepdown.watch.store import HistoryWentBack
 from stepdown.watch.views import overview
@@ -81,6 +81,7 @@ class _Process:
         self._identity = unique_identity(options.identity)
         self._elector = Elector(cluster, options.namespace, LEASE, self._identity, address=options.address, wall=now_s)
         self._metrics = Metrics()
+        cluster.count(self._metrics.answered)
         self._board = Board()
         self._leading: Leading | None = None
         self._won, self._lost, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -149,7 +150,6 @@ class _Process:
         if not await self._either(self._won.wait(), electing):
             return
         log.info("this replica leads", event="leading", identity=self._identity)
-        self._metrics.leader.set(1)
         self._leading = Leading(
             self._options,
             self._cluster,
@@ -244,8 +244,15 @@ class _Process:
         return found
 
     async def _scrape(self) -> bytes:
+        service = self._service()
         made = self._leading.made if self._leading is not None else None
-        return await asyncio.to_thread(self._metrics.text, made, await self._balances())
+        self._metrics.leader.set(self._elector.leading)
+        self._metrics.standstill.set(bool(service is not None and service.standstill))
+        if self._leading is not None:
+            self._leading.measure()
+        proxies = service.proxies(now_s()) if service is not None else {}
+        shown = Shown(made, await self._balances(), proxies, self._https.answers)
+        return await asyncio.to_thread(self._metrics.text, shown)
 
     async def _status(self) -> Any:
         made = self._leading.made if self._leading is not None else None
