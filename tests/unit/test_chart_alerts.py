@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from release import helm
 
 from stepdown.reconcile import reconcile
-from stepdown.watch.metrics import Metrics
+from stepdown.watch.metrics import Metrics, Shown
 from tests.unit.policy import NOW_S, budget, route, spent, world
 
 VALUES = {"metrics": {"prometheusRule": {"enabled": True}}}
@@ -26,9 +26,7 @@ def samples() -> dict[str, set[str]]:
     """The labels of each sample that an operator shows which has a budget and has answered a proxy."""
     things = world(route(), budget())
     view = spent(things, team="50")
-    metrics = Metrics()
-    metrics.syncs.labels("200").inc()
-    text = metrics.text(reconcile(things, view, NOW_S), view.balances).decode()
+    text = Metrics().text(Shown(reconcile(things, view, NOW_S), view.balances, syncs={200: 1})).decode()
     families = text_string_to_metric_families(text)
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
