@@ -127,15 +127,18 @@ class Kubernetes:
         )
 
     def apply(self, upstream: SimulatorProcess) -> None:
-        """The samples as they are, but for the upstream's address: what an overlay is for."""
+        """The samples as they are, but for the upstream's address and rate: what an overlay is for."""
         for name, key in KEYS.items():
             self.kubectl("create", "secret", "generic", name, "-n", TEAM, f"--from-literal=apiKey={key}")
-        patch = {"op": "replace", "path": "/spec/upstream/baseURL", "value": upstream.url}
+        patches = [
+            {"op": "replace", "path": "/spec/upstream/baseURL", "value": upstream.url},
+            {"op": "remove", "path": "/spec/upstream/channels/0/requestsPerMinute"},  # a story told in less than a minute
+        ]
         overlay = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "resources": ["../manifests/samples"],
-            "patches": [{"target": {"kind": "RoutingProxy"}, "patch": json.dumps([patch])}],
+            "patches": [{"target": {"kind": "RoutingProxy"}, "patch": json.dumps(patches)}],
         }
         (PLACE / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         self.kubectl("apply", "-k", str(PLACE))
