@@ -25,6 +25,13 @@ def test_what_has_grown_since_it_was_sent_is_sent_again() -> None:
     assert counters.reports() == ()
 
 
+def test_what_was_only_looked_at_is_not_reported() -> None:
+    """Every rung of ten thousand routes would be a row of the ledger, of nothing, for every day."""
+    counters = Counters([one(model="taken")])
+    counters.get(("ns/r", "looked-at", "default", 1))
+    assert [each.model for each in counters.reports(everything=True)] == ["taken"]
+
+
 def test_an_old_day_is_let_go_only_when_it_has_been_heard() -> None:
     """A month of days times ten thousand routes would fill the proxy's memory; a day let go unheard would be lost."""
     counters = Counters([one(day=1), one(day=9)])

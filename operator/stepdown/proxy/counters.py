@@ -103,8 +103,10 @@ class Counters:
         self.changed.add(count)
 
     def reports(self, *, everything: bool = False) -> tuple[Counter, ...]:
-        """What has changed since the last acknowledged message, or all that is here."""
-        return tuple(count.report() for count in (self._by_key.values() if everything else self.changed))
+        """What has changed since the last acknowledged message, or all that has counted anything: a rung that was looked at and
+        not taken has a counter too, and the ledger needs no row of it."""
+        counts = (count for count in self if count.requests or count.cost_nusd) if everything else self.changed
+        return tuple(count.report() for count in counts)
 
     def acknowledge(self, sent: Sequence[Counter]) -> None:
         """The keeper has these numbers; a counter that has grown meanwhile stays marked."""
