@@ -6,11 +6,11 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster test test-compiled test-cluster test-node lint check golden generate bench cluster-up cluster-down \
-  wheel compiled wheelhouse image lock clean
+.PHONY: help demo demo-cluster test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
+  cluster-up cluster-down wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The environment: exactly what the lock says, by hash, then this project without isolation (its build backend is locked too).
 $(STAMP): requirements.lock pyproject.toml
@@ -62,6 +62,11 @@ golden: $(STAMP) ## rewrite the golden files from what the code says now; read t
 BENCH_BUILD ?= compiled
 bench: $(if $(filter compiled,$(BENCH_BUILD)),compiled,$(STAMP)) ## the proxy beside nginx on this machine, as the image has it; writes bench/latest.json; BENCH_BUILD=pure
 	$(BIN)/python -m bench.proxy $(if $(filter compiled,$(BENCH_BUILD)),--compiled $(COMPILED))
+
+IDLE_S ?= 120
+bench-control-plane: $(if $(filter compiled,$(BENCH_BUILD)),compiled,$(STAMP)) ## the operator on a real API server, 1,000 routes, 4 proxies; writes bench/control-plane.json; IDLE_S=600
+	$(BIN)/python -m devcluster build
+	$(BIN)/python -m bench.control_plane --idle-s $(IDLE_S) $(if $(filter compiled,$(BENCH_BUILD)),--compiled $(COMPILED))
 
 SIZE ?= control-plane
 CLUSTER ?=
