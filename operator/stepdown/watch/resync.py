@@ -29,22 +29,29 @@ class Resync:
     """`list_everything` once, then `run` for as long as this process leads."""
 
     def __init__(
-        self, cluster: Cluster, store: Store, deliveries: Deliveries, changed: Callable[[], None], seen: Callable[[Seen], None]
+        self,
+        cluster: Cluster,
+        store: Store,
+        deliveries: Deliveries,
+        changed: Callable[[], None],
+        seen: Callable[[Seen], None],
+        *,
+        interval_s: float = RESYNC_S,
     ) -> None:
         """`changed`: a plan may come out differently. `seen` is told of every object that was read."""
+        self._interval_s = interval_s
         self._cluster, self._store, self._deliveries = cluster, store, deliveries
         self._changed, self._seen = changed, seen
         self._wrong: dict[str, str] = {}
 
     async def list_everything(self) -> None:
         """Until every kind has been listed, however long that takes."""
-        for name in self._store.missing():
-            await self._until_listed(name)
+        await asyncio.gather(*(self._until_listed(name) for name in self._store.missing()))
 
     async def run(self) -> None:
         """Until cancelled. Raises HistoryWentBack."""
         while True:
-            await asyncio.sleep(RESYNC_S * (0.9 + 0.2 * random.random()))
+            await asyncio.sleep(self._interval_s * (0.9 + 0.2 * random.random()))
             for name in KINDS:
                 await self._attempt(name, self._compare)
 

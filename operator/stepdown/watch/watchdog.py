@@ -56,19 +56,21 @@ class Deliveries:
         return next((entry for entry, (_, since_s) in self.awaited.items() if now_s - since_s > LATE_S), None)
 
 
-async def watch_over(alive: Callable[[], int], expected: int, deliveries: Deliveries) -> None:
+async def watch_over(
+    alive: Callable[[], int], expected: int, deliveries: Deliveries, *, look_s: float = LOOK_S, grace_s: float = GRACE_S
+) -> None:
     """Raises Blind, some day or never. `alive`: how many watchers there are."""
     missing_since_s: float | None = None
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(look_s)
         now_s = time.monotonic()
         count = alive()
         if count >= expected:
             missing_since_s = None
         elif missing_since_s is None:
             missing_since_s = now_s
-        elif now_s - missing_since_s > GRACE_S:
-            raise Blind(f"{count} of {expected} watchers are left, for {GRACE_S:.0f} s")
+        elif now_s - missing_since_s > grace_s:
+            raise Blind(f"{count} of {expected} watchers are left, for {grace_s:.0f} s")
         if (entry := deliveries.late(now_s)) is not None:
             raise Blind(f"{entry[0]} {entry[1]} has changed, and its watcher has not told of it for {LATE_S:.0f} s")
 
@@ -79,8 +81,8 @@ class LoopWatch:
     It counts its own seconds, so that a process which was stopped as a whole is not taken for one that hangs.
     """
 
-    def __init__(self) -> None:
-        self._stop = threading.Event()
+    def __init__(self, stall_s: float = STALL_S) -> None:
+        self._stop, self._stall_s = threading.Event(), stall_s
         self._waited_s = 0
         self._thread: threading.Thread | None = None
 
@@ -98,8 +100,8 @@ class LoopWatch:
                 return
             loop.call_soon_threadsafe(self._turned)
             self._waited_s += 1
-            if self._waited_s > STALL_S:
-                log.error(f"the event loop has not turned for {STALL_S:.0f} s: the process ends", event="stalled")
+            if self._waited_s > self._stall_s:
+                log.error(f"the event loop has not turned for {self._stall_s:.0f} s: the process ends", event="stalled")
                 faulthandler.dump_traceback(all_threads=True)
                 os._exit(STALLED)
 
