@@ -118,7 +118,8 @@ def test_status_shows_what_kubectl_would(nearly_spent: Path) -> None:
     result = call("status", "-f", str(SAMPLES), "--ledger", str(nearly_spent))
     assert result.exit_code == 0, result.output
     sections = {part.splitlines()[0]: part for part in result.output.split("\n\n") if part.strip()}
-    assert list(sections) == ["RoutingProxy", "SpendBudget", "ModelRoute", "ModelCatalog"]
+    assert list(sections) == ["RoutingProxy", "SpendBudget", "Money, in the ledger", "ModelRoute", "ModelCatalog"]
+    assert sections["Money, in the ledger"].splitlines()[2].split()[2:] == ["0.048", "0.00", "0.00", "0.002", "0.05", "96.0"]
     budget = sections["SpendBudget"].splitlines()[2].split()
     assert budget[3:7] == ["UltraBudget", "0.048", "0.05", "96"]
     analyze = next(line.split() for line in sections["ModelRoute"].splitlines() if " analyze " in line)

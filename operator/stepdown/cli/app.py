@@ -1,11 +1,16 @@
-"""The tree of commands. Each is imported when it is called: `stepdown run` must not pay for rich, nor help for pydantic."""
+"""The tree of commands. Each is imported when it is called: `stepdown run` must not pay for rich, nor help for pydantic.
+
+The same tree, cut to what asks a cluster, is kubectl's plugin: `kubectl stepdown`.
+"""
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from stepdown import __version__
+from stepdown.cli.cluster import Reach, cluster_options
 
 COMMANDS = {
     "run": "stepdown.cli.run:run",
@@ -21,16 +26,22 @@ COMMANDS = {
 }
 """In the order in which `stepdown --help` shows them: what people use most comes first."""
 
+PLUGIN = ("explain", "status", "report", "version")
+"""What `kubectl stepdown` has of them."""
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported by name."""
 
+    names: tuple[str, ...] = tuple(COMMANDS)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.names)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         place = COMMANDS.get(cmd_name)
-        if place is None:
+        if place is None or cmd_name not in self.names:
             return None
         module, _, attribute = place.partition(":")
         command: Any = getattr(importlib.import_module(module), attribute)
@@ -38,15 +49,36 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class PluginGroup(LazyGroup):
+    names = PLUGIN
+
+
+@click.group(cls=LazyGroup, context_settings=_CONTEXT)
 @click.version_option(__version__, message="stepdown %(version)s")
 def stepdown() -> None:
     """Keeps LLM spending under its ceiling without taking the answer away.
 
     \b
     Exit codes: 0 all is well; 1 a problem was found; 2 the command was called wrongly;
-                3 the ledger cannot be used; 4 the address cannot be listened on.
+                3 the ledger cannot be used; 4 the address cannot be listened on;
+                5 the cluster cannot be read.
     """
+
+
+@click.group(cls=PluginGroup, context_settings=_CONTEXT)
+@click.version_option(__version__, message="stepdown %(version)s")
+@cluster_options(everywhere=True)
+@click.pass_context
+def kubectl_stepdown(ctx: click.Context, reach: Reach) -> None:
+    """What a cluster's LLM routes are answered by, what they spend, and why.
+
+    Reads with your own rights, and writes nothing. The options of the cluster may stand after the command as well.
+
+    \b
+    Exit codes: 0 all is well; 1 a problem was found; 2 the command was called wrongly;
+                5 the cluster cannot be read.
+    """
+    ctx.obj = replace(reach, plugin=True)
 
 
 @click.command()

@@ -1,9 +1,10 @@
 """What a person sees when a command fails: one block, no traceback, and an exit code that a script can use (docs/cli.md).
 
-CommandError       1  a problem was found
-├── LedgerUnusable 3  the ledger cannot be used
-└── AddressInUse   4  the address cannot be listened on
-click.UsageError   2  the command was called wrongly
+CommandError          1  a problem was found
+├── LedgerUnusable    3  the ledger cannot be used
+├── AddressInUse      4  the address cannot be listened on
+└── ClusterUnreadable 5  the cluster cannot be read
+click.UsageError      2  the command was called wrongly
 """
 
 from typing import IO, Any
@@ -26,3 +27,7 @@ class LedgerUnusable(CommandError):
 
 class AddressInUse(CommandError):
     exit_code = 4
+
+
+class ClusterUnreadable(CommandError):
+    exit_code = 5

@@ -1,14 +1,19 @@
-"""`stepdown explain ROUTE -f DIR`: why a request of a route is answered by the model that answers it, and by no other."""
+"""`stepdown explain ROUTE`: why a request of a route is answered by the model that answers it, and by no other.
+
+Of the cluster, or with -f of a folder: the same plan is made of both.
+"""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stepdown.cli.cluster import Reach, asked, cluster_options, source
+from stepdown.cli.completion import complete_route
 from stepdown.cli.errors import CommandError
 from stepdown.cli.output import (
     Format,
-    folder_option,
+    folder_or_cluster_option,
     ledger_option,
     output_option,
     print_machine,
@@ -26,11 +31,12 @@ CLASSES = ("default", "critical", "background")
 
 
 @click.command()
-@click.argument("route")
-@folder_option
+@click.argument("route", shell_complete=complete_route)
+@folder_or_cluster_option
 @ledger_option
 @proxy_option
 @click.option("--class", "request_class", type=click.Choice(CLASSES), help="Only this class of requests.")
+@cluster_options(everywhere=False)
 @output_option
 def explain(
     route: str,
@@ -38,24 +44,23 @@ def explain(
     ledger_file: str | None,
     proxy: str | None,
     request_class: str | None,
+    reach: Reach,
     output: Format,
 ) -> None:
     """Show a route's ladders, the rung in force, and why every other model is not on them.
 
-    ROUTE is NAME or NAMESPACE/NAME, with :critical or :background if you like, as a client would write it.
+    ROUTE is NAME or NAMESPACE/NAME, with :critical or :background if you like, as a client would write it. It is looked for in
+    the cluster, or with -f in a folder.
     """
-    from stepdown.cli.folder import ledger_view, read_folder
-    from stepdown.plan.plan import make_plan
-    from stepdown.sync.clock import now_s
-
     name, _, suffix = route.partition(":")
     if suffix and suffix not in CLASSES:
         raise click.BadParameter(f"{suffix!r} is not a class of requests; write {', '.join(CLASSES)}", param_hint="ROUTE")
-    now = now_s()
-    view = ledger_view(ledger_file, now)
-    gathered = read_folder(roots, proxy or "", accepted=view.accepted)
-    plan = make_plan(gathered.world, view, now)
-    found = _find(name, plan, gathered)
+    if source(reach, roots, ledger=ledger_file, proxy=proxy):
+        from stepdown.cli.sight import route_in_cluster
+
+        plan, found = asked(reach, lambda cluster: route_in_cluster(cluster, reach, name))
+    else:
+        plan, found = _route_in_folder(roots, ledger_file, proxy or "", name)
     chosen = request_class or suffix
     classes = {
         each: view
@@ -66,6 +71,18 @@ def explain(
         print_machine(_as_json(found, classes, plan), output)
     else:
         _print(found, classes, plan)
+
+
+def _route_in_folder(roots: tuple[str, ...], ledger_file: str | None, proxy: str, name: str) -> "tuple[Plan, RoutePlan]":
+    from stepdown.cli.folder import ledger_view, read_folder
+    from stepdown.plan.plan import make_plan
+    from stepdown.sync.clock import now_s
+
+    now = now_s()
+    view = ledger_view(ledger_file, now)
+    gathered = read_folder(roots, proxy, accepted=view.accepted)
+    plan = make_plan(gathered.world, view, now)
+    return plan, _find(name, plan, gathered)
 
 
 def _find(name: str, plan: "Plan", gathered: "Gathered") -> "RoutePlan":

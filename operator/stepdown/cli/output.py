@@ -23,8 +23,17 @@ folder_option: Callable[[F], F] = click.option(
     metavar="DIR",
     help="A folder of YAML or JSON objects, read with its subfolders, or one file. May be given several times.",
 )
+folder_or_cluster_option: Callable[[F], F] = click.option(
+    "-f",
+    "--filename",
+    "roots",
+    type=click.Path(),
+    multiple=True,
+    metavar="DIR",
+    help="Read a folder of YAML or JSON objects, or one file, instead of the cluster. May be given several times.",
+)
 proxy_option: Callable[[F], F] = click.option(
-    "--proxy", metavar="NAMESPACE/NAME", help="Which RoutingProxy, where the folder has several."
+    "--proxy", metavar="NAMESPACE/NAME", help="Which RoutingProxy, where the folder (-f) has several."
 )
 ledger_option: Callable[[F], F] = click.option(
     "--ledger",
@@ -32,7 +41,7 @@ ledger_option: Callable[[F], F] = click.option(
     type=click.Path(dir_okay=False),
     default=None,
     metavar="FILE",
-    help="The ledger to read spend from [default: ./stepdown.db where it exists].",
+    help="With -f: the ledger to read spend from. [default: ./stepdown.db where it exists]",
 )
 
 

@@ -1,63 +1,158 @@
-"""`stepdown report savings`: the quoted scenarios to the cent, or the ledger's real traffic, against a baseline's price."""
+"""`stepdown report`: what a month has cost and by whom, and what its tokens would have cost on a baseline.
+
+Of a ledger (--ledger), or of a cluster, whose operator has one. Without either, `savings` prints the quoted scenarios to the
+cent.
+"""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from stepdown.cli.cluster import Reach, asked, cluster_options, note
 from stepdown.cli.errors import CommandError
 from stepdown.cli.output import Format, output_option, print_machine, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepdown.budget.savings import Saving, Traffic, TrafficSaving
+    from stepdown.cluster.client import Cluster
     from stepdown.model.catalog import Catalog, CatalogModel
+    from stepdown.model.resources import ModelCatalog
     from stepdown.model.sync import Counter
 
 
-@click.group()
-def report() -> None:
-    """What was saved, and against what."""
+SCENARIO_MODEL = "deepseek-ai/DeepSeek-V4-Flash"
+BY = ("namespace", "route", "model", "class", "day")
 
-
-@report.command()
-@output_option
-@click.option(
+_ledger_option: "Callable[[Any], Any]" = click.option(
     "--ledger",
     "ledger_file",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Report this ledger's real traffic instead of the quoted scenarios. It may be in use.",
+    help="Report this ledger's traffic. It may be in use.",
 )
-@click.option("--month", metavar="YYYY-MM", help="The month of the real traffic, in UTC [default: this month].")
+_month_option: "Callable[[Any], Any]" = click.option("--month", metavar="YYYY-MM", help="In UTC. [default: this month]")
+
+
+@click.group()
+def report() -> None:
+    """What a month has cost, and what was saved against what."""
+
+
+@report.command()
+@output_option
+@_ledger_option
+@_month_option
 @click.option("--baseline", default="GPT-4o", show_default=True, metavar="MODEL", help="The model to compare with.")
 @click.option(
-    "--model", default="deepseek-ai/DeepSeek-V4-Flash", show_default=True, metavar="MODEL", help="The model of the scenarios."
+    "--model",
+    metavar="MODEL",
+    help="Print the quoted scenarios, with this model. [default where neither a ledger nor a cluster is meant:"
+    f" {SCENARIO_MODEL}]",
 )
 @click.option(
     "-f", "--filename", "roots", type=click.Path(), multiple=True, metavar="DIR", help="Also read ModelCatalogs there."
 )
+@cluster_options(everywhere=True)
 def savings(
-    output: Format, ledger_file: str | None, month: str | None, baseline: str, model: str, roots: tuple[str, ...]
+    output: Format,
+    ledger_file: str | None,
+    month: str | None,
+    baseline: str,
+    model: str | None,
+    roots: tuple[str, ...],
+    reach: Reach,
 ) -> None:
-    """What the same tokens would have cost on a baseline model."""
+    """What the same tokens would have cost on a baseline model.
+
+    Of the traffic of a cluster (its options, or `kubectl stepdown`) or of a ledger; without either, of the quoted scenarios.
+    """
     from stepdown.sync.clock import now_s
 
     now = now_s()
-    catalog = _catalog(roots, now)
-    against = _find(catalog, baseline)
-    if against.output_pusd is None:
-        raise CommandError(
-            f"--baseline {baseline}: its output price is not known; choose a model with a price, or state it (-f)"
-        )
-    if ledger_file is None:
+    if ledger_file is None and (model is not None or not (reach.plugin or reach.written)):
         if month is not None:
-            raise click.UsageError("--month needs --ledger: the scenarios have no month.")
-        _scenarios(output, _find(catalog, model), against)
-    else:
-        _real(output, Path(ledger_file), month or datetime.fromtimestamp(now, UTC).strftime("%Y-%m"), against)
+            raise click.UsageError("--month needs --ledger or a cluster: the scenarios have no month.")
+        catalog = _catalog(roots, now)
+        _scenarios(output, _find(catalog, model or SCENARIO_MODEL), _baseline(catalog, baseline))
+        return
+    traffic = _gather(ledger_file, month, reach, catalogs=True)
+    against = _baseline(_catalog(roots, now, traffic.catalogs), baseline)
+    _real(output, traffic, against)
+
+
+@report.command("month")
+@output_option
+@_ledger_option
+@_month_option
+@click.option(
+    "--by", type=click.Choice(BY), multiple=True, default=("route", "model"), help="A row for each. [default: route, model]"
+)
+@cluster_options(everywhere=True)
+def month_report(output: Format, ledger_file: str | None, month: str | None, by: tuple[str, ...], reach: Reach) -> None:
+    """What a month has cost so far, by route and model or by whatever --by says.
+
+    Of a cluster's traffic, or with --ledger of a ledger's. --by may be given several times.
+    """
+    from stepdown.cli.month import print_month
+
+    print_month(output, _gather(ledger_file, month, reach), tuple(dict.fromkeys(by)))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A month's traffic, and where it was found."""
+
+    counters: "Sequence[Counter]"
+    month: str
+    place: str
+    """In words, for a report that is empty."""
+    catalogs: "tuple[ModelCatalog, ...]" = ()
+
+
+def _gather(ledger_file: str | None, month: str | None, reach: Reach, *, catalogs: bool = False) -> Found:
+    from stepdown.cli.ledger import reading
+    from stepdown.sync.clock import now_s
+
+    month = month or datetime.fromtimestamp(now_s(), UTC).strftime("%Y-%m")
+    first, last = _days(month)
+    if ledger_file is None:
+        return asked(reach, lambda cluster: _of_cluster(cluster, reach, month, (first, last), catalogs))
+    if reach.written:
+        raise click.UsageError(
+            "--ledger reads a file, and the options of a cluster have no meaning there: leave out one of them."
+        )
+    with reading(Path(ledger_file)) as ledger:
+        return Found(ledger.counters(first, last, by_day=True), month, ledger_file)
+
+
+async def _of_cluster(cluster: "Cluster", reach: Reach, month: str, days: tuple[int, int], catalogs: bool) -> Found:
+    """The traffic of the namespace in use, or of all; with its prices, if they are wanted and may be seen."""
+    from stepdown.cli.live import counters
+    from stepdown.cluster.errors import Forbidden, Unauthorized
+    from stepdown.cluster.kinds import MODEL_CATALOG
+    from stepdown.model.resources import ModelCatalog
+    from stepdown.watch.store import read
+
+    scope = reach.scope(cluster)
+    found = await counters(cluster, reach.operator, *days)
+    mine = [each for each in found if not scope or each.route.startswith(f"{scope}/")]
+    stated = []
+    if catalogs:
+        try:
+            stated = [read(each).thing for each in (await cluster.list(MODEL_CATALOG)).items]
+        except Unauthorized:
+            raise
+        except Forbidden:
+            note("you may not list ModelCatalogs: the baseline's price is the one that comes with this version.")
+    place = f"namespace {scope} (-A looks at all of them, -n NAME at another)" if scope else "the cluster"
+    return Found(mine, month, place, tuple(each for each in stated if isinstance(each, ModelCatalog)))
 
 
 def _scenarios(output: Format, model: "CatalogModel", baseline: "CatalogModel") -> None:
@@ -83,13 +178,10 @@ def _scenarios(output: Format, model: "CatalogModel", baseline: "CatalogModel") 
     click.echo(f"\nAssumed: {ASSUMPTION}.")
 
 
-def _real(output: Format, ledger_file: Path, month: str, baseline: "CatalogModel") -> None:
+def _real(output: Format, found: Found, baseline: "CatalogModel") -> None:
     from stepdown.budget.savings import LOWER_BOUND, Prices, total, traffic_savings
-    from stepdown.cli.ledger import reading
 
-    first, last = _days(month)
-    with reading(ledger_file) as ledger:
-        traffic = _traffic(ledger.counters(first, last))
+    traffic, month = _traffic(found.counters), found.month
     assert baseline.output_pusd is not None
     prices = Prices(baseline.name, baseline.input_pusd, baseline.cached_input_pusd, baseline.output_pusd)
     rows = traffic_savings(traffic, prices)
@@ -106,7 +198,7 @@ def _real(output: Format, ledger_file: Path, month: str, baseline: "CatalogModel
         print_machine({**value, "rows": [_row_json(each) for each in rows]}, output)
         return
     if not rows:
-        click.echo(f"{ledger_file} has no traffic in {month}.")
+        click.echo(f"There was no traffic in {month} in {found.place}.")
         return
     columns = ["ROUTE", "MODEL", "REQUESTS", "TOKENS", "COST", f"ON {baseline.name}", "SAVED", "PER SUCCESS"]
     cells = [_row(each) for each in rows]
@@ -124,20 +216,27 @@ def _real(output: Format, ledger_file: Path, month: str, baseline: "CatalogModel
         ]
     )
     print_table(f"{month} (UTC)", columns, cells, right=columns[2:])
-    for note in notes:
-        click.echo(f"\nNote: {note}.")
+    for each in notes:
+        click.echo(f"\nNote: {each}.")
 
 
-def _catalog(roots: tuple[str, ...], now: float) -> "Catalog":
-    """The built-in catalog, and over it those of the folder."""
+def _catalog(roots: tuple[str, ...], now: float, others: "Sequence[ModelCatalog]" = ()) -> "Catalog":
+    """The built-in catalog, over it those of the cluster, and over them those of the folder."""
     from stepdown.model.catalog import Catalog, built_in
 
-    catalogs = [built_in()]
+    catalogs = [built_in(), *others]
     if roots:
         from stepdown.cli.folder import read_folder
 
         catalogs += read_folder(roots, "", strict=False).world.catalogs
     return Catalog.of(catalogs, now)
+
+
+def _baseline(catalog: "Catalog", name: str) -> "CatalogModel":
+    model = _find(catalog, name)
+    if model.output_pusd is None:
+        raise CommandError(f"--baseline {name}: its output price is not known; choose a model with a price, or state it (-f)")
+    return model
 
 
 def _find(catalog: "Catalog", name: str) -> "CatalogModel":
