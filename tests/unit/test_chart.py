@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from release import helm
 from release.lock import project_version
 
+from stepdown.cli.live import LIVE_SERVICE
 from stepdown.cli.operator import operator
 from stepdown.cluster import children, kinds
 from stepdown.model.errors import parse
@@ -185,6 +186,17 @@ def test_who_routes_does_not_thereby_set_budgets() -> None:
     assert {verb for verb, _, _ in rights(roles["stepdown-view"])} == {"get", "list", "watch"}
     for name in ("stepdown-view", "stepdown-admin"):
         assert {resource for _, _, resource in rights(roles[name])} == {kind.plural for kind in KINDS.values()}
+
+
+def test_who_may_see_the_live_figures_may_read_them_and_nothing_else() -> None:
+    """`services/proxy` without a name would open every Service of the namespace; with more verbs, whatever takes a POST."""
+    role = one(helm.objects(), "Role", "stepdown-view-spend")
+    assert role["metadata"]["namespace"] == helm.NAMESPACE
+    wanted = {"apiGroups": [""], "resources": ["services/proxy"], "resourceNames": [LIVE_SERVICE], "verbs": ["get"]}
+    assert role["rules"] == [wanted]
+    service = one(helm.objects(), "Service")
+    assert LIVE_SERVICE in {f"{service['metadata']['name']}:{port['name']}" for port in service["spec"]["ports"]}
+    assert not [each for each in of_kind(helm.objects(), "RoleBinding") if each["roleRef"]["name"] == "stepdown-view-spend"]
 
 
 # The operator's pod --------------------------------------------------------------------------------------------------------
