@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from devcluster import binaries, cache, guard, image, kind, ports
+from devcluster import binaries, cache, guard, image, kind, machine, ports
 from devcluster.cluster import Cluster, launched, without_proxy
 from devcluster.errors import ClusterError, StateError
 from devcluster.layout import Layout, default_state
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--tag", default=image.TAG, help="(default %(default)s)")
     made.add_argument("--archive", type=Path, help="give the cluster this docker-archive instead, and build nothing")
     made.add_argument("--no-load", action="store_true", help="only build, and print where the docker-archive is")
+    command("can-node", lambda _: machine.check_node(), "say whether this machine can be a node, and if not, why")
     command("kubectl", _kubectl, "kubectl, of the cluster's version and for the cluster", state=True, forwards=True)
     command("helm", _helm, "Helm, for the cluster", state=True, forwards=True)
     command("clean", _clean, "remove everything that was built: the next start builds anew")
