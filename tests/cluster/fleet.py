@@ -12,6 +12,7 @@ from devcluster import Cluster as DevCluster
 
 from stepdown.cluster.children import Children, Outcome
 from stepdown.cluster.client import Cluster
+from stepdown.cluster.clock import elapsed_s
 from stepdown.cluster.wire import Answered
 
 CRDS = Path(__file__).parents[2] / "crds"
@@ -48,13 +49,13 @@ async def eventually(true: Callable[[], Any], what: str, timeout_s: float = 20.0
 class Fleet:
     """RoutingProxy `web` in a namespace, kept by one `Children`."""
 
-    def __init__(self, cluster: Cluster, namespace: str, uid: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, uid: str, clock: Callable[[], float] = elapsed_s) -> None:
         self.cluster, self.namespace, self.uid = cluster, namespace, uid
         self.owner = f"{namespace}/web"
         self.requests: list[Answered] = []
         self.told = 0
         self.outcome = Outcome()
-        self.children = Children(cluster, namespaces=(namespace,), on_change=self._changed)
+        self.children = Children(cluster, namespaces=(namespace,), on_change=self._changed, clock=clock)
         self.desired: list[dict[str, Any]] = self.objects()
         self._woken = asyncio.Event()
         cluster.count(self.requests.append)

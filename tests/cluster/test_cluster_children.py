@@ -266,6 +266,29 @@ def test_a_child_that_is_being_deleted_is_told_and_made_anew(cluster: DevCluster
     run(scene())
 
 
+def test_what_stood_in_the_way_need_not_be_waited_for(cluster: DevCluster, namespace: str) -> None:
+    """A proxy that is made anew while its predecessor is collected would be without a Service for up to a minute."""
+
+    async def scene() -> None:
+        async with fleet(cluster, namespace) as admin:
+            made = Fleet(admin.cluster, namespace, admin.uid, clock=lambda: 0.0)  # no wait ever ends by itself
+            proxy = await made.cluster.get(ROUTING_PROXY, namespace, "web")
+            assert proxy is not None
+            other = await made.cluster.create({**proxy, "metadata": {"name": "other", "namespace": namespace}})
+            theirs = copy.deepcopy(made.desired[0])
+            theirs["metadata"]["ownerReferences"][0] |= {"name": "other", "uid": other["metadata"]["uid"]}
+            await made.cluster.create(theirs)
+            async with made.kept():
+                (message,) = (await made.sync()).failed.values()
+                assert message.endswith(
+                    "is controlled by RoutingProxy other: it is left as it is. Give the RoutingProxy another name"
+                )
+                await made.cluster.delete(CONFIG_MAP, namespace, FLEET_MAP)
+                await until(made, CONFIG_MAP, FLEET_MAP, lambda o: o is not None, "it is made as soon as the name is free")
+
+    run(scene())
+
+
 def test_one_child_that_is_refused_stops_no_other(cluster: DevCluster, namespace: str) -> None:
     async def scene() -> None:
         async with fleet(cluster, namespace) as made, made.watched():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from stepdown.cluster.children import Children
 from stepdown.cluster.following import Following
@@ -200,6 +201,50 @@ def test_a_webhook_that_fails_for_one_child_stops_no_other(tmp_path: Path) -> No
             assert paths(api.asked) == ["GET p", "PATCH p", "GET a", "PATCH a"]
             assert outcome.applied == ("ConfigMap shop/a",)
             assert "failed calling webhook" in outcome.failed["ServiceAccount shop/p"]
+
+    run(scene())
+
+
+def test_what_is_changed_while_it_is_written_is_told(tmp_path: Path) -> None:
+    """Between our write and its answer is the only moment at which the watch's word alone would be lost."""
+
+    async def scene() -> None:
+        async with Api(tmp_path) as api, api.cluster(Limits(total_s=5, silence_s=5)) as cluster:
+            changed, told = asyncio.Event(), asyncio.Event()
+
+            def metadata(version: str, fields: str) -> dict[str, Any]:
+                ours = {"manager": "stepdown", "operation": "Apply", "fieldsV1": {fields: {}}}
+                return {**child("a")["metadata"], "uid": "u", "resourceVersion": version, "managedFields": [ours]}
+
+            async def server(request: web.BaseRequest) -> web.StreamResponse:
+                if request.query.get("watch") and request.path.endswith("configmaps"):
+                    response = web.StreamResponse()
+                    await response.prepare(request)
+                    await changed.wait()
+                    line = json.dumps({"type": "MODIFIED", "object": {"metadata": metadata("12", "f:less")}})
+                    await response.write(line.encode() + b"\n")
+                    told.set()
+                    await asyncio.sleep(60)
+                if request.query.get("watch"):
+                    return await WATCHING(request)
+                if request.method == "PATCH":
+                    changed.set()
+                    await told.wait()
+                    await asyncio.sleep(0.1)
+                    return await obj({"metadata": metadata("11", "f:data")})(request)
+                if request.path.endswith("/a"):
+                    return await status(404, "NotFound", "missing", name="a")(request)
+                return await listed("5")(request)
+
+            api.otherwise = server
+            owners: list[str] = []
+            children = Children(cluster, namespaces=("shop",), on_change=owners.append)
+            watching = asyncio.create_task(children.run())
+            await api.until(14)
+            await children.sync("shop/p", "u-p", [child("a")])
+            assert owners == ["shop/p"]
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     run(scene())
 

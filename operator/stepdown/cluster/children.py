@@ -276,11 +276,8 @@ class Children:
     # Pruning ----------------------------------------------------------------------------------------------------------
 
     def _surplus(self, owner: str, uid: str, wanted: Mapping[Key, Any]) -> list[Key]:
-        """Children of that very RoutingProxy that are not desired, of kinds that have been listed with success."""
-        return [key for key in self._mirror.of(owner, uid) if key not in wanted and self._in_sight(key)]
-
-    def _in_sight(self, key: Key) -> bool:
-        return self._followings[key.kind, "" if self._everywhere else key.namespace].listed
+        """Children of that very RoutingProxy that are not desired. Each was seen: a LIST that fails shows nothing to prune."""
+        return [key for key in self._mirror.of(owner, uid) if key not in wanted]
 
     async def _prune(self, key: Key, round_: "_Round") -> None:
         seen = self._mirror.get(key)
