@@ -43,7 +43,6 @@ MODEL_CATALOG = KindRef("stepdown.dev", "v1alpha1", "ModelCatalog", "modelcatalo
 CONFIG_MAP = KindRef("", "v1", "ConfigMap", "configmaps")
 EVENT = KindRef("", "v1", "Event", "events")
 NAMESPACE = KindRef("", "v1", "Namespace", "namespaces", namespaced=False)
-NODE = KindRef("", "v1", "Node", "nodes", namespaced=False)
 POD = KindRef("", "v1", "Pod", "pods")
 SERVICE = KindRef("", "v1", "Service", "services")
 SERVICE_ACCOUNT = KindRef("", "v1", "ServiceAccount", "serviceaccounts")
@@ -66,7 +65,6 @@ ALL = (
     CONFIG_MAP,
     EVENT,
     NAMESPACE,
-    NODE,
     POD,
     SERVICE,
     SERVICE_ACCOUNT,
