@@ -157,11 +157,12 @@ class Proxy(Process):
         self.port = int(line.rpartition(":")[2])
         return self
 
-    def chat(self, route: str = "chat", **fields: Any) -> tuple[int, dict[str, str], Object]:
+    def chat(self, route: str = "chat", *, key: str = "", **fields: Any) -> tuple[int, dict[str, str], Object]:
         body = {"model": route, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16, **fields}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+            sent = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), sent)
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return response.status, headers, json.loads(response.read())

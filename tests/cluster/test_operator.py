@@ -177,3 +177,16 @@ def test_an_update_that_is_invalid_leaves_the_last_one_in_force(here: World) -> 
     assert budget is not None
     assert budget["status"]["limitUSD"] == "5.00"
     assert proxy.chat()[0] in (200, 403)
+
+
+def test_a_callers_service_account_token_is_its_key(here: World) -> None:
+    """Without the cluster's keys a proxy would refuse every caller that has no other key."""
+    here.operator().start()
+    account = {"serviceAccount": {"namespace": here.namespace, "name": "default"}}
+    here.apply(here.proxy(), here.route(callers=[account]))
+    (proxy,) = here.proxies()
+    here.until_condition("ModelRoute", "chat", "Ready", "True")
+    token = here.cluster.kubectl("-n", here.namespace, "create", "token", "default", "--audience=stepdown-proxy").strip()
+    assert proxy.chat()[0] == 401
+    status, _, answer = proxy.chat(key=token)
+    assert status == 200, answer

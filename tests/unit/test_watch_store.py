@@ -39,7 +39,12 @@ def complete(*routes: dict[str, Any], at: int = 1) -> Store:
 
 def world(store: Store) -> World:
     found = store.world(
-        operator_namespace="stepdown-system", allowed_upstreams=("*",), fleet_namespaces=("*",), secrets={}, fleets={}
+        operator_namespace="stepdown-system",
+        allowed_upstreams=("*",),
+        fleet_namespaces=("*",),
+        secrets={},
+        fleets={},
+        issuer=None,
     )
     assert found is not None
     return found

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from stepdown.budget.account import Balance
 from stepdown.ledger.errors import LedgerError, LedgerFenced
+from stepdown.model.config import Issuer
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import FleetSeen, LedgerView, ProxiesSeen, RouteTotals, World
 from stepdown.reconcile import Pass, reconcile
@@ -73,6 +74,8 @@ class Engine:
         """Told when the ledger let none through."""
         self.fleets: Callable[[], Mapping[str, FleetSeen]] = dict
         """What the cluster has of each fleet."""
+        self.issuer: Callable[[], Issuer | None] = lambda: None
+        """Of callers' tokens."""
 
     def wake(self) -> None:
         """Something may have changed."""
@@ -160,6 +163,7 @@ class Engine:
             fleet_namespaces=self._rules.fleet_namespaces,
             secrets=secrets_seen(self.made.plan, proxies) if self.made is not None else {},
             fleets=self.fleets(),
+            issuer=self.issuer(),
         )
 
     def _reported(self, proxies: Mapping[str, ProxiesSeen], world: World, now: float) -> Mapping[str, ProxiesSeen]:

@@ -27,6 +27,7 @@ from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Tls, TlsError
 from stepdown.watch import handlers
+from stepdown.watch.callers import Callers
 from stepdown.watch.engine import Engine, Rules
 from stepdown.watch.fleets import Fleets
 from stepdown.watch.handlers import Watchers
@@ -98,6 +99,7 @@ class Leading:
         self._recorder = Recorder(self._cluster, self._options.identity, now_s)
         self._shown = Shown(StatusWriter(self._cluster), self._recorder, self._store, may_write=self._may_write)
         self._shown.wrote = self._count_status
+        self._callers = Callers(self._cluster, self._wake)
         await self._resync.list_everything()
         log.info("everything is listed", event="listed", **{kind: self._store.count(kind) for kind in WATCHED})
         keeper = Keeper(self.service, board=self._board)
@@ -112,6 +114,8 @@ class Leading:
         engine.done, engine.took = self._done, self._metrics.reconcile.observe
         engine.failed = self._metrics.reconcile_failures.inc
         self.service.changed = lambda fleet: engine.wake()
+        engine.issuer = lambda: self._callers.issuer
+        await self._callers.first()
         await engine.first()
 
     async def run(self) -> None:
@@ -128,6 +132,7 @@ class Leading:
             ("statuses", self._shown.run()),
             ("events", self._recorder.run()),
             ("certificates", self._tend_bundle()),
+            ("callers", self._callers.run()),
             ("watchdog", watch_over(watchers.alive, handlers.expected(), self._deliveries)),
         ):
             self._spawn(name, work)

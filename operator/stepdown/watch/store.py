@@ -19,6 +19,7 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 
 from stepdown.model.base import API_VERSION
+from stepdown.model.config import Issuer
 from stepdown.model.errors import InvalidObject, parse
 from stepdown.model.resources import KINDS
 from stepdown.plan.world import AnyObject, FleetSeen, Invalid, Kind, World
@@ -249,6 +250,7 @@ class Store:
         fleet_namespaces: tuple[str, ...],
         secrets: Mapping[str, bool | None],
         fleets: Mapping[str, FleetSeen],
+        issuer: Issuer | None = None,
     ) -> World | None:
         """None until every kind has been listed."""
         if not self.complete:
@@ -266,6 +268,7 @@ class Store:
             allowed_upstreams=allowed_upstreams,
             fleet_namespaces=fleet_namespaces,
             fleets=fleets,
+            issuer=issuer,
         )
 
     def _things(self, kind: str) -> tuple[Any, ...]:
