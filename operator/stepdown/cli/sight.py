@@ -87,6 +87,7 @@ class _Eyes:
             fleet_namespaces=known.fleet_namespaces if known is not None else ("*",),
             secrets=known.secrets if known is not None else {},
             fleets=known.fleets if known is not None else {},
+            issuer=None,
         )
         assert made is not None, "every kind has been taken"
         return made
