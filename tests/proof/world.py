@@ -1,0 +1,273 @@
+"""All that takes part in one schedule, and what can be done to it. `schedule` decides what is done when."""
+
+import asyncio
+import random
+from pathlib import Path
+
+from stepdown.budget.account import Binding
+from stepdown.ledger.errors import LedgerError
+from stepdown.model.config import Account, Budget, Parameters, PriceFrom, Shard, account_id
+from stepdown.proxy.fit import DRAIN_S
+from stepdown.proxy.wal import LogUnavailable
+from tests.proof.host import FLEET, Host, State
+from tests.proof.keeper import Keeper, MemoryWitness, Plan, forget, put_back, snapshot
+from tests.proof.loop import ProofLoop
+from tests.proof.network import Network
+from tests.proof.truth import Promise, Truth
+from tests.proof.upstream import BEGAN_USD, Upstream, price
+from tests.unit.proxy_money import END_S, EDGE_S, NOW_S, START_S, fleet, model, route, shards
+from tests.upstream.bill import Price
+
+AFTER_S = END_S + (END_S - EDGE_S)
+HORIZON_S, TIMEOUT_S, WAIT_S = 12.0, 6.0, 4.0
+LONGEST_S = TIMEOUT_S + DRAIN_S
+ROUTES = {
+    "shop/chat": ("shop/team", "shop/all"),
+    "shop/batch": ("shop/all", "shop/seen"),
+    "shop/search": ("shop/search", "shop/team", "shop/all"),
+}
+"""By route the budgets that bind it, while they exist. `shop/seen` is Soft."""
+
+
+class World:
+    """Everybody."""
+
+    def __init__(self, seed: int, folder: Path, loop: ProofLoop, *, proxies: int, now_s: float = NOW_S) -> None:
+        self.seed, self.folder, self.loop = seed, folder, loop
+        self.chance = random.Random(f"world {seed}")
+        self._began_s = loop.time()
+        self.now_s = now_s
+        """The true time, Unix seconds, when the schedule begins; `wall_s` says it later."""
+        self.steps_s = 0.0
+        """How far the keeper's clock is off."""
+        self.truth = Truth(loop.time)
+        self.truth.look = self.look
+        self.upstream = loop.upstream = Upstream(seed, self.truth)
+        self.witness = MemoryWitness(random.Random(f"witness {seed}"))
+        self.network = Network(random.Random(f"network {seed}"), self.keeper_of)
+        self.limits: dict[str, int] = {}
+        self.dearer_from_s: float | None = None
+        self.dearer_times = 1
+        self.keepers: list[Keeper] = []
+        """Those that run; the last one leads."""
+        self._terms = 0
+        self.has_witness = True
+        self.forgets = False
+        """A keeper that is broken on purpose: with each start it has forgotten what is granted and not yet spent."""
+        self.stuck: set[Host] = set()
+        """Still speak with the earlier leader."""
+        self.path = folder / "ledger.db"
+        self.backups: list[Path] = []
+        self.put_back = False
+        self.keeping = asyncio.Lock()
+        """One thing at a time is done to the keeper."""
+        self.settled: dict[str, dict[str, int]] = {}
+        """By instance that an administrator settled: what it consumed, by his word."""
+        self.hosts = [
+            Host(f"pod-{number}", folder / f"pod-{number}", loop, self.truth, self.network.sync, self.chance)
+            for number in range(proxies)
+        ]
+
+    def wall_s(self) -> float:
+        return self.now_s + self.loop.time() - self._began_s
+
+    def ledger_s(self) -> float:
+        return self.wall_s() + self.steps_s
+
+    # The plan
+
+    def plan(self) -> Plan:
+        edges = (START_S, EDGE_S, END_S, AFTER_S)
+        first = 0 if self.ledger_s() < EDGE_S else 1
+        spans = [(edges[index], edges[index + 1]) for index in (first, first + 1)]
+        bindings, budgets = [], []
+        for name, limit in self.limits.items():
+            hard = name != "shop/seen"
+            bound = frozenset(route for route, names in ROUTES.items() if name in names)
+            bindings += [Binding(name, start_s, end_s, limit, hard, bound) for start_s, end_s in spans]
+            accounts = tuple(Account(id=account_id(name, s), start_s=s, end_s=e, limit_nusd=limit) for s, e in spans)
+            budgets.append(Budget(name=name, hard=hard, accounts=accounts))
+        return Plan(bindings, fleet(lease_horizon_s=HORIZON_S, wait_s=WAIT_S), self._shards(budgets))
+
+    def _shards(self, budgets: list[Budget]) -> dict[int, Shard]:
+        routes = [
+            route(
+                name,
+                budgets=[each for each in names if each in self.limits],
+                parameters=Parameters(timeout_s=TIMEOUT_S),
+            )
+            for name, names in ROUTES.items()
+        ]
+        models = []
+        for name, output in (("big", 10_000), ("mid", 5_000), ("small", 1_000)):
+            prices = [PriceFrom(0, 1_000, 500, output)]
+            if self.dearer_from_s is not None:
+                times = self.dearer_times
+                prices.append(PriceFrom(int(self.dearer_from_s), 1_000 * times, 500 * times, output * times))
+            models.append(model(name, prices=tuple(prices)))
+        return shards(routes, models, budgets)
+
+    def dear(self, promise: Promise) -> Price:
+        """The dearest price from a request's admission to its longest end, by arithmetic of the upstream's kind."""
+        from_s = self.dearer_from_s
+        dearer = from_s is not None and int(from_s) <= promise.admitted_s + LONGEST_S
+        return price(BEGAN_USD[promise.model], self.dearer_times if dearer else 1)
+
+    # The keeper
+
+    @property
+    def leader(self) -> Keeper | None:
+        return self.keepers[-1] if self.keepers and self.keepers[-1].ready else None
+
+    def keeper_of(self, host: Host) -> Keeper | None:
+        if host in self.stuck and len(self.keepers) > 1:
+            return self.keepers[0]
+        return self.leader
+
+    async def start_keeper(self, *, beside: bool = False) -> Keeper:
+        """Raises LedgerError."""
+        self._terms += 1
+        if self.forgets and self.path.exists():
+            forget(self.path)
+        keeper = Keeper(
+            f"stepdown-{self._terms}",
+            self.path,
+            self.witness if self.has_witness else None,
+            self.ledger_s,
+            random.Random(f"keeper {self.seed} {self._terms}"),
+            beside=beside,
+        )
+        self.keepers.append(keeper)
+        await keeper.begin(self.plan())
+        self._bound(keeper)
+        self.truth.disturbed()
+        return keeper
+
+    async def put_in_force(self) -> None:
+        """A pass: what was edited holds from here on, if the keeper is there; else once it is."""
+        keeper = self.leader
+        if keeper is None:
+            return
+        try:
+            await keeper.put_in_force(self.plan())
+        except (LedgerError, RuntimeError, asyncio.CancelledError):
+            return
+        self._bound(keeper)
+        self.truth.disturbed()
+
+    def _bound(self, keeper: Keeper) -> None:
+        if not keeper.process.alive:
+            return
+        balances = keeper.balances()
+        for binding in self.plan().bindings:
+            balance = balances.get(binding.account)
+            if binding.hard and balance is not None:
+                self.truth.bound(binding.account, balance.limit_nusd, balance.committed_nusd)
+
+    async def kill_keepers(self) -> None:
+        for keeper in self.keepers:
+            await keeper.kill()
+        self.keepers.clear()
+        self.stuck.clear()
+        self.truth.disturbed()
+
+    async def stop_keepers(self) -> None:
+        for keeper in self.keepers:
+            await keeper.stop()
+        self.keepers.clear()
+        self.stuck.clear()
+        self.truth.disturbed()
+
+    async def settle_lost(self) -> None:
+        """An administrator reads the upstream's bill for whoever is lost. Raises LedgerError."""
+        keeper = self.leader
+        if keeper is None:
+            return
+        for view in keeper.instances():
+            if view.state != "lost":
+                continue
+            true = self.truth.statement(view.name)
+            stated = {lease.account: max(lease.consumed_nusd, true.get(lease.account, 0)) for lease in view.leases}
+            await keeper.settle(view.name, stated)
+            self.settled[view.name] = stated
+            self.truth.tally.note("settled")
+        self.truth.disturbed()
+
+    async def take_over(self) -> None:
+        """Another leads. Some proxies go on speaking with the earlier one until they find out."""
+        if self.leader is None:
+            return
+        self.stuck = {host for host in self.hosts if self.chance.random() < 0.6}
+        await self.start_keeper(beside=True)
+        await asyncio.sleep(self.chance.uniform(0.5, 4.0))
+        self.stuck.clear()
+        await asyncio.sleep(self.chance.uniform(0.0, 2.0))
+        for keeper in self.keepers[:-1]:
+            await keeper.kill()
+        del self.keepers[:-1]
+
+    def back_up(self) -> None:
+        copy = self.folder / f"backup-{len(self.backups)}.db"
+        snapshot(self.path, copy)
+        self.backups.append(copy)
+
+    async def restore(self) -> None:
+        """The newest backup but for the last is put in the ledger's place."""
+        await self.kill_keepers()
+        put_back(self.path, self.chance.choice(self.backups))
+        self.put_back = True
+        await self.start_keeper()
+
+    # Looks
+
+    def look(self) -> None:
+        """Reads the ledger beside its keeper, and holds it against what is true."""
+        keeper = self.leader
+        if keeper is None or not keeper.process.alive:
+            return
+        self.truth.calm = not self.witness.away and not keeper.service.standstill
+        balances = keeper.balances()
+        live = {host.till.log.identity.instance for host in self.truth.hosts}
+        others = {name: balance.committed_nusd for name, balance in balances.items()}
+        for view in keeper.instances():
+            if view.name in live:
+                for lease in view.leases:
+                    held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
+                    others[lease.account] -= held
+        self.truth.others = others
+        self.truth.committed(balances, self.ledger_s())
+
+    # Proxies
+
+    async def kill(self, host: Host, state: State, after_s: float) -> None:
+        host.strike()
+        await self.revive(host, state, after_s)
+
+    async def revive(self, host: Host, state: State, after_s: float) -> None:
+        await host.bury()
+        self.truth.tally.note(f"log {state}")
+        await asyncio.sleep(after_s)
+        while True:
+            try:
+                await host.restart(state)
+            except LogUnavailable:
+                await asyncio.sleep(1.0)
+                host.empty_disk()
+            else:
+                return
+
+    async def replace(self, host: Host) -> None:
+        """A rollout: the pod drains and ends, and one with a new name and directory takes its place."""
+        if not host.alive:
+            return
+        index = self.hosts.index(host)
+        closed = await host.leave()
+        if not closed:
+            self.truth.gone(host.till.log.identity.instance, self.truth.killed(host.till.holds()))
+        name = f"{host.name}'"
+        self.hosts[index] = fresh = Host(name, self.folder / name, self.loop, self.truth, self.network.sync, self.chance)
+        fresh.striking = host.striking
+        fresh.start()
+
+
+__all__ = ["FLEET", "World"]
