@@ -142,8 +142,13 @@ def kube_api() -> Iterator[KubeApi]:
         def log_message(self, format: str, *args: object) -> None:
             """Not on a test's stderr."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            """A command that has its answer hangs up on the others."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     api.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

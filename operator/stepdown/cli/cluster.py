@@ -4,7 +4,7 @@ Everything is read with the user's own rights, by their kubeconfig; nothing is w
 """
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,6 +130,19 @@ async def _connected(reach: Reach, work: "Callable[[Cluster], Awaitable[T]]") ->
 
     async with Cluster.connect(reach.kubeconfig, reach.context) as cluster:
         return await work(cluster)
+
+
+async def together(*works: Coroutine[Any, Any, Any]) -> list[Any]:
+    """All at once; where one fails, none goes on behind the error that is told."""
+    import asyncio
+
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def explained(error: "ClusterError", reach: Reach) -> str:

@@ -3,14 +3,13 @@
 Only the money is replaced. Conditions, tiers and models stay the operator's own words: it alone knows its proxies.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from stepdown.budget.account import Balance
 from stepdown.budget.months import month_at
 from stepdown.cli import live
-from stepdown.cli.cluster import Reach, note
+from stepdown.cli.cluster import Reach, note, together
 from stepdown.cluster.client import Cluster
 from stepdown.cluster.errors import Forbidden, Unauthorized
 from stepdown.cluster.kinds import MODEL_CATALOG, MODEL_ROUTE, ROUTING_PROXY, SPEND_BUDGET, KindRef
@@ -26,8 +25,8 @@ async def objects(cluster: Cluster, reach: Reach) -> tuple[list[Item], bool]:
     """Of the namespace, or all; and whether their money is live. Says on stderr what is missing or old."""
     scope = reach.scope(cluster)
     kinds = (ROUTING_PROXY, SPEND_BUDGET, MODEL_ROUTE, MODEL_CATALOG)
-    (known, why), listed = await asyncio.gather(
-        live.overview(cluster, reach.operator), asyncio.gather(*(_list(cluster, kind, scope) for kind in kinds))
+    (known, why), *listed = await together(
+        live.overview(cluster, reach.operator), *(_list(cluster, kind, scope) for kind in kinds)
     )
     items = [item for items in listed for item in sorted(items, key=_name)]
     if known is not None:

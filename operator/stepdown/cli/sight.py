@@ -5,13 +5,12 @@ namespace, that of its RoutingProxy, and the operator's, whose budgets may bind 
 answer hangs on it, is the answer: unknown is never empty.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from stepdown.cli import live
-from stepdown.cli.cluster import Reach, note
+from stepdown.cli.cluster import Reach, note, together
 from stepdown.cli.errors import ClusterUnreadable, CommandError
 from stepdown.cluster import kinds
 from stepdown.cluster.client import Cluster
@@ -105,7 +104,7 @@ async def route_in_cluster(cluster: Cluster, reach: Reach, name: str) -> tuple[P
     if seen is None:
         raise CommandError(_unknown(namespace, short, [_key(each) for each in eyes.raw["ModelRoute"]]))
     home = _proxy_namespace(eyes.raw["ModelRoute"], key)
-    (known, why), *_ = await asyncio.gather(
+    (known, why), *_ = await together(
         live.overview(cluster, reach.operator),
         eyes.take(kinds.SPEND_BUDGET, namespace, (reach.operator,)),
         eyes.take(kinds.ROUTING_PROXY, namespace, (home,)),
