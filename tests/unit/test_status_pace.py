@@ -73,6 +73,21 @@ def test_the_budget_comes_before_its_thousand_routes() -> None:
     assert first.writes[0].name == TEAM and len(first.writes) == 100 and first.again_s is not None
 
 
+def test_a_step_overtakes_the_routes_that_wait_for_a_place() -> None:
+    """An API server takes its time over 300 routes: the step that comes meanwhile is the next write, not the 301st."""
+    things = world(*(route(f"r{index}", "DeepSeek V4 Pro") for index in range(300)), budget(), proxy())
+    pace = Pace(burst=1000)
+    made = reconcile(things, spent(things, team="10"), NOW_S)
+    settle(pace, made, NOW_S)
+    made = reconcile(things, spent(things, team="81"), NOW_S + 60, made)
+    begun = pace.look(made.made, made.plan, NOW_S + 60, 8)
+    assert begun.writes[0].name == TEAM and len(begun.writes) == 8 and begun.again_s is not None
+    assert pace.look(made.made, made.plan, NOW_S + 60, 0).writes == ()
+    pace.wrote(begun.writes[0], made.plan, NOW_S + 60)
+    made = reconcile(things, spent(things, team="96"), NOW_S + 61, made)
+    assert written(pace.look(made.made, made.plan, NOW_S + 61, 1)) == [TEAM]
+
+
 def test_a_cold_start_of_a_thousand_routes_is_through_in_a_minute() -> None:
     """1,000 routes and 100 budgets, each written twice (as it was found, then as it is served), within 60 s."""
     things = world(*(route(f"r{index}") for index in range(1000)), *(budget(f"b{index}") for index in range(100)))

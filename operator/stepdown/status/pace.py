@@ -13,6 +13,7 @@ There is no clock here and no I/O: the same calls give the same answers.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from stepdown.model import conditions
@@ -94,8 +95,10 @@ class Pace:
         self._judged = 0
         self._made: Statuses | None = None
 
-    def look(self, made: Statuses, plan: Plan, now_s: float) -> Due:
-        """What to write now of the statuses of a pass, and when to ask again. Costs what is due, not what there is."""
+    def look(self, made: Statuses, plan: Plan, now_s: float, most: int = BURST) -> Due:
+        """What to write now of the statuses of a pass, and when to ask again. Costs what is due, not what there is.
+
+        `most`: how many writes can begin now. What waits here goes by its urgency, what waits behind them no longer does."""
         if made is not self._made:
             self._take(made, plan, now_s)
             self._made = made
@@ -104,7 +107,8 @@ class Pace:
         while self._later and self._later[0][0] <= now_s:
             _, version, name = heappop(self._later)
             self._queue(version, name)
-        writes = [*self._drawn(self._urgent, 1.0), *self._drawn(self._coarse, 1.0 + self._reserve)]
+        drawn = chain(self._drawn(self._urgent, 1.0), self._drawn(self._coarse, 1.0 + self._reserve))
+        writes = list(islice(drawn, most))
         return Due(tuple(writes), self._again_s(now_s))
 
     def wrote(self, write: Write, plan: Plan, now_s: float) -> None:

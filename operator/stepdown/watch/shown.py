@@ -24,7 +24,7 @@ from stepdown.sync import log
 from stepdown.watch.store import Seen, Store
 
 AT_ONCE = 8
-"""Writes under way."""
+"""Writes under way, at most: what is urgent waits for one of them to end, and not for a hundred."""
 PAUSE_S = 0.5
 """How often it is asked whether writing is allowed again."""
 RETRY_S = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -43,7 +43,7 @@ class Shown:
         self._made: Pass | None = None
         self._written: dict[ObjectKey, Mapping[str, Any]] = {}
         self._woken = asyncio.Event()
-        self._at_once = asyncio.Semaphore(AT_ONCE)
+        self._under_way = 0
         self._writing: set[asyncio.Task[None]] = set()
         self._failures = 0
         self._wrong = ""
@@ -90,12 +90,14 @@ class Shown:
             wait_s = PAUSE_S
         elif self._made is not None:
             now_s = time.monotonic()
-            due = self._pace.look(self._made.made, self._made.plan, now_s)
+            due = self._pace.look(self._made.made, self._made.plan, now_s, AT_ONCE - self._under_way)
             for write in due.writes:
+                self._under_way += 1
                 task = asyncio.create_task(self._write(write))
                 self._writing.add(task)
                 task.add_done_callback(self._writing.discard)
-            wait_s = None if due.again_s is None else max(0.01, due.again_s - now_s)
+            if due.again_s is not None and self._under_way < AT_ONCE:
+                wait_s = max(0.01, due.again_s - now_s)
         try:
             async with asyncio.timeout(wait_s):
                 await self._woken.wait()
@@ -103,17 +105,20 @@ class Shown:
             pass
 
     async def _write(self, write: Write) -> None:
+        """One of those under way."""
         kind, key = write.name
-        async with self._at_once:
-            seen = self._store.get(kind, key)
-            there = statuses.Seen(str(seen.version), _decoded(seen.status), seen.uid) if seen is not None else None
-            # A plan knows catalogs by name: one that vanished and came back is the same to it.
-            uid = write.uid if kind != "ModelCatalog" else seen.uid if seen is not None else ""
-            try:
-                sent = bool(uid) and await self._writer.write(_KINDS[kind], key, uid, write.document, there)
-            except ClusterError as error:
-                self._failed(write, error)
-                return
+        seen = self._store.get(kind, key)
+        there = statuses.Seen(str(seen.version), _decoded(seen.status), seen.uid) if seen is not None else None
+        # A plan knows catalogs by name: one that vanished and came back is the same to it.
+        uid = write.uid if kind != "ModelCatalog" else seen.uid if seen is not None else ""
+        try:
+            sent = bool(uid) and await self._writer.write(_KINDS[kind], key, uid, write.document, there)
+        except ClusterError as error:
+            self._failed(write, error)
+            return
+        finally:
+            self._under_way -= 1
+            self._woken.set()
         self._failures = 0
         if self._wrong:
             self._wrong = ""
@@ -123,7 +128,6 @@ class Shown:
         assert self._made is not None
         self._written[write.name] = write.document
         self._pace.wrote(write, self._made.plan, time.monotonic())
-        self._woken.set()
 
     def _failed(self, write: Write, error: ClusterError) -> None:
         """Says it once; the pace brings the latest document again."""
@@ -138,7 +142,6 @@ class Shown:
             kind, key = write.name
             log.error(f"{kind} {key}: its status cannot be written, and is tried again until it can: {error}", event="status")
         self._pace.failed(write, self._made.plan, time.monotonic(), retry_s)
-        self._woken.set()
 
     def _uid(self, name: ObjectKey) -> str:
         seen = self._store.get(*name)
