@@ -56,7 +56,8 @@ def print_month(output: Format, found: "Found", by: Sequence[str]) -> None:
     if estimated:
         click.echo(f"\nNote: ${nusd_to_usd(estimated)} of it was charged at the reservation, for want of usage.")
     if unpriced:
-        click.echo(f"\nNote: {unpriced:,} requests were answered by models without a price, and count as 0.")
+        were = "request was" if unpriced == 1 else "requests were"
+        click.echo(f"\nNote: {unpriced:,} {were} answered by a model without a price: no cost is counted.")
 
 
 def _sums(counters: Sequence[Counter], by: Sequence[str]) -> dict[tuple[str, ...], Sums]:
