@@ -8,7 +8,7 @@ import pytest
 from devcluster import ControlPlane
 
 from stepdown.cluster.kinds import CONFIG_MAP, DEPLOYMENT, NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, SERVICE_ACCOUNT
-from tests.cluster.operator_world import World, bare, install, until, world
+from tests.cluster.operator_world import World, bare, free_port, install, until, world
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +190,42 @@ def test_a_callers_service_account_token_is_its_key(here: World) -> None:
     assert proxy.chat()[0] == 401
     status, _, answer = proxy.chat(key=token)
     assert status == 200, answer
+
+
+def test_a_fleet_that_was_deleted_leaves_nothing_and_its_routes_say_why(here: World) -> None:
+    """The garbage collector takes the children; an operator that made them again would fight with it for ever."""
+    here.operator().start()
+    here.apply(here.proxy(), here.route())
+    until(lambda: here.get(DEPLOYMENT, "stepdown-default"), "the Deployment")
+    here.until_condition("ModelRoute", "chat", "Accepted", "True")
+    here.delete("RoutingProxy", "default")
+    here.until_condition("ModelRoute", "chat", "ResolvedRefs", "False", "ProxyNotFound")
+    kinds = (DEPLOYMENT, SERVICE_ACCOUNT, NETWORK_POLICY, POD_DISRUPTION_BUDGET, CONFIG_MAP)
+
+    def left() -> int:
+        return sum(len(here.all(kind, "app.kubernetes.io/name=stepdown-proxy")) for kind in kinds)
+
+    until(lambda: left() == 0, "the children are gone", 60)
+    here.apply(here.proxy())
+    until(lambda: here.get(DEPLOYMENT, "stepdown-default"), "one of the same name gets its own")
+    here.until_condition("ModelRoute", "chat", "ResolvedRefs", "True")
+
+
+def test_the_next_replica_takes_over_with_the_ledger_as_it_is(here: World) -> None:
+    """A rollout: proxies that reach the one that does not lead are sent on, and no request notices."""
+    first = here.operator(None, "--address", f"https://127.0.0.1:{here.sync_port}").start()
+    here.apply(here.proxy(), here.route(), here.budget())
+    (proxy,) = here.proxies()
+    here.until_condition("SpendBudget", "team", "Enforced", "True")
+    assert proxy.chat()[0] == 200
+    other = free_port()
+    second = here.operator(None, "--listen", f"127.0.0.1:{other}", "--address", f"https://127.0.0.1:{other}").launch()
+    second.wait_for("waiting for the lease")
+    until(lambda: second.get("/readyz")[0] == 200, "a follower is ready too")
+    assert "stepdown_leader 0.0" in second.get("/metrics")[1]
+    assert first.stop() == 0
+    second.wait_for('"event": "ready"')
+    assert "stepdown_leader 1.0" in second.get("/metrics")[1]
+    assert proxy.chat()[0] == 200
+    spent = [line for line in second.get("/metrics")[1].splitlines() if line.startswith("stepdown_budget_limit_usd")]
+    assert spent == [f'stepdown_budget_limit_usd{{budget="team",namespace="{here.namespace}"}} 5.0']

@@ -12,6 +12,7 @@ from devcluster import Cluster as DevCluster
 
 from stepdown.cluster.client import Cluster
 from stepdown.watch import handlers
+from stepdown.watch.crds import report_stale
 from stepdown.watch.handlers import Watchers
 from stepdown.watch.resync import Resync
 from stepdown.watch.store import Seen, Store
@@ -138,3 +139,36 @@ def test_kopf_without_a_crd_ends_and_says_so(own_cluster: Any) -> None:
             await eventually(lambda: here.ended or here.watchers.alive() < handlers.expected(), "it is noticed", 60)
 
     run(work())
+
+
+def test_crds_of_another_version_are_named(own_cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A field that an old CRD does not know vanishes from what users apply, and nobody says a word."""
+    install(own_cluster)
+
+    def said() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "stepdown"]
+
+    async def work() -> None:
+        async with Cluster.connect(own_cluster.kubeconfig) as cluster:
+            looking = asyncio.create_task(report_stale(cluster, look_s=0.2))
+            await asyncio.sleep(2)
+            assert not said(), "as installed they are this version's, whatever the API server made of them"
+            field = '{"spec": {"versions": [%s]}}'
+            version = json.loads(own_cluster.kubectl("get", "crd", "spendbudgets.stepdown.dev", "-o", "json"))["spec"][
+                "versions"
+            ][0]
+            del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["override"]
+            patch = field % json.dumps(version)
+            await on_thread(
+                lambda: own_cluster.kubectl("patch", "crd", "spendbudgets.stepdown.dev", "--type=merge", "-p", patch)
+            )
+            await eventually(
+                lambda: any("spendbudgets.stepdown.dev is not that of this version" in line for line in said()), "it"
+            )
+            assert len(said()) == 1
+            await on_thread(lambda: install(own_cluster))
+            await eventually(lambda: any("is that of this version now" in line for line in said()), "and that it is over")
+            looking.cancel()
+
+    with caplog.at_level("INFO", logger="stepdown"):
+        run(work())

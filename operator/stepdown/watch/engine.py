@@ -10,29 +10,30 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepdown.budget.account import Balance
 from stepdown.ledger.errors import LedgerError, LedgerFenced
 from stepdown.model.config import Issuer
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import FleetSeen, LedgerView, ProxiesSeen, RouteTotals, World
-from stepdown.reconcile import Pass, reconcile
+from stepdown.reconcile import Decided, Pass, decide, tell
 from stepdown.sync import log
 from stepdown.sync.clock import now_s
-from stepdown.sync.keeper import Keeper, gone, moved
+from stepdown.sync.keeper import Keeper, gone, moved, next_steps
 from stepdown.sync.service import SyncService
 from stepdown.sync.view import route_totals
 from stepdown.watch.store import Store
 
 COALESCE_S = 0.02
 """Changes that come together are judged together."""
-TICK_S = 0.25
-"""How often balances are looked at: a step is in force this long after the ledger reached it, at most."""
+TICK_S = 1.0
+"""How often everything that can move by itself is looked at: silence, time, what is held for lost proxies. That a step is reached
+is told with the message by which it is."""
 REFRESH_S = 10.0
 """How often money that moved within its step is put into statuses."""
 TOTALS_S = 30.0
-"""How often the routes' traffic is read; statuses show it once a minute."""
+"""How often the routes' traffic is read, beside each time that a step changes; statuses show it once a minute."""
 HEAR_S = 5.0
 """How long proxies have to report after a start; before that nothing is known of them, and statuses keep what they say."""
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
@@ -50,7 +51,8 @@ class Rules:
 class Engine:
     """The loop. `run` until cancelled."""
 
-    def __init__(self, store: Store, keeper: Keeper, service: SyncService, rules: Rules) -> None:
+    def __init__(self, store: Store, keeper: Keeper, service: SyncService, rules: Rules, *, tick_s: float = TICK_S) -> None:
+        self._tick_s = tick_s
         self._store, self._keeper, self._service, self._rules = store, keeper, service, rules
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._woken = asyncio.Event()
@@ -62,6 +64,9 @@ class Engine:
         self._began_s = now_s()
         self._heard = False
         self._wrong = ""
+        self._next_steps: dict[str, int] = {}
+        """By account: the spend at which a pass must follow. Once told, it is not told again."""
+        service.spent = self._spent
         self.made: Pass | None = None
         """The last pass that is in force."""
         self.waiting = False
@@ -112,7 +117,7 @@ class Engine:
     async def _due(self) -> bool:
         """Waits for a flag, or for one tick; whether there is something to judge."""
         try:
-            async with asyncio.timeout(TICK_S):
+            async with asyncio.timeout(self._tick_s):
                 await self._woken.wait()
         except TimeoutError:
             return self.made is not None and await self._moved(self.made)
@@ -133,6 +138,13 @@ class Engine:
             return False
         return any(self._balances.get(account) != balance for account, balance in balances.items())
 
+    def _spent(self, account: str, spent_nusd: int) -> None:
+        """By a proxy's message, as the ledger has it now."""
+        step_nusd = self._next_steps.get(account)
+        if step_nusd is not None and spent_nusd >= step_nusd:
+            del self._next_steps[account]
+            self.wake()
+
     # What ------------------------------------------------------------------------------------------------------------
 
     async def _pass(self) -> None:
@@ -145,15 +157,18 @@ class Engine:
         assert world is not None, "everything was listed before"
         balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
         reported = self._reported(proxies, world, now)
-        view = LedgerView(balances, self._keeper.accepted, await self._route_totals(now), reported, settled=self._heard)
-        before = self.made
-        made = await asyncio.get_running_loop().run_in_executor(self._thread, reconcile, world, view, now, before)
-        if await self._keeper.bind(made):
+        view = LedgerView(balances, self._keeper.accepted, {}, reported, settled=self._heard)
+        loop, before = asyncio.get_running_loop(), self.made
+        decided = await loop.run_in_executor(self._thread, decide, world, view, now, before)
+        if await self._keeper.bind(decided):
             self.wake()  # an account may have opened with money spent
-        await self._keeper.remember(dict(made.accept), gone(self._keeper.accepted, made.plan))
-        self._keeper.publish(made.configs)
-        self.made, self._balances, self._proxies, self._judged_s = made, balances, proxies, now
+        await self._keeper.remember(dict(decided.accept), gone(self._keeper.accepted, decided.plan))
+        self._keeper.publish(decided.configs)
+        self._next_steps = next_steps(decided.plan)
         self.took(time.monotonic() - began_s)
+        view = replace(view, totals=await self._route_totals(now, at_once=before is None or _stepped(decided, before)))
+        made = await loop.run_in_executor(self._thread, tell, decided, view, now, before)
+        self.made, self._balances, self._proxies, self._judged_s = made, balances, proxies, now
         self.done(made, before)
 
     def _world(self, proxies: Mapping[str, ProxiesSeen]) -> World | None:
@@ -174,8 +189,8 @@ class Engine:
         idle = {key for key, seen in world.fleets.items() if not seen.ready_replicas}
         return {key: proxies.get(key, ProxiesSeen(0)) for key in keys if self._heard or key in idle}
 
-    async def _route_totals(self, now: float) -> Mapping[str, RouteTotals]:
-        if now - self._totals_s >= TOTALS_S:
+    async def _route_totals(self, now: float, *, at_once: bool) -> Mapping[str, RouteTotals]:
+        if at_once or now - self._totals_s >= TOTALS_S:
             self._totals = await self._service.call(lambda ledger: route_totals(ledger, now))
             self._totals_s = now
         return self._totals
@@ -184,6 +199,12 @@ class Engine:
         if message != self._wrong:
             self._wrong = message
             log.error(message, event="ledger")
+
+
+def _stepped(decided: Decided, before: Pass) -> bool:
+    """Whether some budget stands at another step than before: then its routes' statuses are written, with what they cost."""
+    known = before.plan.budgets
+    return any(key not in known or known[key].verdict != each.verdict for key, each in decided.plan.budgets.items())
 
 
 def secrets_seen(plan: Plan, proxies: Mapping[str, ProxiesSeen]) -> dict[str, bool | None]:

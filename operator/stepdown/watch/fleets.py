@@ -78,6 +78,8 @@ class Fleets:
         """By RoutingProxy: what the cluster has of it. Another mapping whenever it changes."""
         self.applied: Callable[[str, int, int, int], None] = lambda fleet, applied, deleted, failed: None
         """Told how many objects of a fleet were applied and deleted, and how many could not be."""
+        self.broken: Callable[[BaseException], None] = lambda error: None
+        """Told of a mistake in here, which must end the process."""
 
     def tell(self, made: Pass, deleting: Callable[[str], bool]) -> None:
         """What the last pass says. A RoutingProxy without anything in force keeps the objects that it has; one that is being
@@ -112,9 +114,15 @@ class Fleets:
         if worker is None:
             worker = self._workers[key] = _Worker(wanted)
             worker.task = asyncio.create_task(self._work(key, worker), name=f"fleet {key}")
+            worker.task.add_done_callback(self._ended)
         worker.wanted = wanted
         if not wanted.same_as(worker.applied):
             worker.woken.set()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        """A worker only ends when it is told to; what it did not expect must not leave its fleet alone in silence."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.broken(error)
 
     def _end(self, key: str) -> None:
         worker = self._workers.pop(key)

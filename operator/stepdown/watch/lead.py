@@ -28,6 +28,7 @@ from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Tls, TlsError
 from stepdown.watch import handlers
 from stepdown.watch.callers import Callers
+from stepdown.watch.crds import report_stale
 from stepdown.watch.engine import Engine, Rules
 from stepdown.watch.fleets import Fleets
 from stepdown.watch.handlers import Watchers
@@ -110,6 +111,7 @@ class Leading:
         self._children = Children(self._cluster, namespaces=options.fleet_namespaces, on_change=self._drifted)
         self._fleets = Fleets(self._cluster, self._children, self._settings, engine.wake, may_write=self._may_write)
         self._fleets.applied = self._count_children
+        self._fleets.broken = self._shown.broken = self._end
         engine.fleets = lambda: self._fleets.seen if self._fleets is not None else {}
         engine.done, engine.took = self._done, self._metrics.reconcile.observe
         engine.failed = self._metrics.reconcile_failures.inc
@@ -133,6 +135,7 @@ class Leading:
             ("events", self._recorder.run()),
             ("certificates", self._tend_bundle()),
             ("callers", self._callers.run()),
+            ("crds", report_stale(self._cluster)),
             ("watchdog", watch_over(watchers.alive, handlers.expected(), self._deliveries)),
         ):
             self._spawn(name, work)

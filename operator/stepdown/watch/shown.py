@@ -49,6 +49,8 @@ class Shown:
         self._wrong = ""
         self.wrote: Callable[[bool], None] = lambda well: None
         """Told of each write that was sent."""
+        self.broken: Callable[[BaseException], None] = lambda error: None
+        """Told of a mistake in here, which must end the process."""
 
     def tell(self, made: Pass) -> None:
         self._made = made
@@ -95,7 +97,7 @@ class Shown:
                 self._under_way += 1
                 task = asyncio.create_task(self._write(write))
                 self._writing.add(task)
-                task.add_done_callback(self._writing.discard)
+                task.add_done_callback(self._ended)
             if due.again_s is not None and self._under_way < AT_ONCE:
                 wait_s = max(0.01, due.again_s - now_s)
         try:
@@ -103,6 +105,11 @@ class Shown:
                 await self._woken.wait()
         except TimeoutError:
             pass
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._writing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.broken(error)
 
     async def _write(self, write: Write) -> None:
         """One of those under way."""
