@@ -7,13 +7,13 @@ from typing import Any
 
 from stepdown.ledger import Ledger
 from stepdown.model.config import account_id, shard_of
-from stepdown.model.sync import LeaseReport, SyncAnswer, SyncRequest
+from stepdown.model.sync import Counter, LeaseReport, SyncAnswer, SyncRequest
 from stepdown.plan.world import ProxiesSeen
 from stepdown.reconcile import Pass
 from stepdown.sync.clock import now_s
 from stepdown.sync.keeper import Keeper
 from stepdown.sync.service import SyncService
-from stepdown.watch.engine import Engine, Rules, secrets_seen
+from stepdown.watch.engine import TICK_S, Engine, Rules, secrets_seen
 from stepdown.watch.store import WATCHED, Store, read
 
 RULES = Rules("stepdown-system", ("https://global-apis.com/v1",), ("*",))
@@ -34,8 +34,8 @@ ROUTE = {"models": {"default": "Qwen3-14B"}}
 class Operator:
     """Store, ledger and engine, without an API server."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tick_s: float) -> None:
+        self.path, self.tick_s = path, tick_s
         self.store = Store()
         self.passes: list[Pass] = []
         self.seq = 0
@@ -44,7 +44,7 @@ class Operator:
         self.service = SyncService(Ledger.open(self.path, create=True), now_s)
         self.keeper = Keeper(self.service)
         await self.keeper.start()
-        self.engine = Engine(self.store, self.keeper, self.service, RULES)
+        self.engine = Engine(self.store, self.keeper, self.service, RULES, tick_s=self.tick_s)
         self.judged = asyncio.Event()
         self.engine.done = self.done
         self.service.changed = lambda fleet: self.engine.wake()
@@ -81,9 +81,9 @@ class Operator:
         return await self.service.sync(SyncRequest(instance="i1", fleet="shop/default", seq=self.seq, ready=True, **more))
 
 
-def run(path: Path, test: Callable[[Operator], Awaitable[None]], *objects: dict[str, Any]) -> None:
+def run(path: Path, test: Callable[[Operator], Awaitable[None]], *objects: dict[str, Any], tick_s: float = TICK_S) -> None:
     async def main() -> None:
-        operator = Operator(path / "ledger.db")
+        operator = Operator(path / "ledger.db", tick_s)
         operator.listed(*objects)
         await operator.start()
         try:
@@ -123,6 +123,8 @@ def test_a_changed_route_reaches_the_next_answer(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_reaches_its_step_steps_its_routes_down_without_any_object_changing(tmp_path: Path) -> None:
+    """By the very message that says so, not when somebody next looks; and the routes' statuses name what it was spent on."""
+
     async def test(operator: Operator) -> None:
         budget = operator.passes[-1].plan.budgets["shop/team"]
         assert budget.period is not None
@@ -137,12 +139,18 @@ def test_a_budget_that_reaches_its_step_steps_its_routes_down_without_any_object
         spent = LeaseReport(
             account=account, granted=lease.granted, returned=0, consumed=600_000_000, estimated=0, reserved=0, want=0
         )
-        await operator.sync(digests=dict(published), acknowledged=dict(published), leases=(spent,))
+        day = int(now_s()) // 86_400
+        counter = Counter(
+            route="shop/chat", model="Qwen3-14B", request_class="default", day=day, requests=3, cost_nusd=600_000_000
+        )
+        await operator.sync(digests=dict(published), acknowledged=dict(published), leases=(spent,), counters=(counter,))
         made = await operator.until(lambda made: made.configs["shop/default"].digests[shard] != published[shard])
         (budget,) = made.plan.routes["shop/chat"].forces
         assert (budget.max_tier, budget.at_percent) == ("UltraBudget", 50)
+        status = made.statuses[("ModelRoute", "shop/chat")]
+        assert (status["spend"]["usd"], status["spend"]["requests"]) == ("0.60", 3)
 
-    run(tmp_path, test, *fleet_objects())
+    run(tmp_path, test, *fleet_objects(), tick_s=3600.0)
 
 
 def test_nothing_is_judged_while_nothing_changes(tmp_path: Path) -> None:

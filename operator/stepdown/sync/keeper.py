@@ -14,7 +14,7 @@ from stepdown.model.config import Fleet, account_id, digest
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import AcceptedSpec, uid_of
-from stepdown.reconcile import Pass
+from stepdown.reconcile import Decided
 from stepdown.render.config import FleetConfig
 from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
@@ -36,12 +36,13 @@ class Keeper:
         """Reads what was in force before. Raises a LedgerError."""
         self.accepted = await self._service.call(accepted_specs)
 
-    async def bind(self, made: Pass) -> bool:
+    async def bind(self, made: Decided) -> bool:
         """First. True: accounts changed, and may have opened with money spent: judge again by what the ledger says now."""
-        bindings = {each.account: each for each in made.bindings}
+        asked = made.bindings
+        bindings = {each.account: each for each in asked}
         if bindings == self._bindings:
             return False
-        await self._service.bind(made.bindings)
+        await self._service.bind(asked)
         self._bindings = bindings
         return True
 
@@ -72,6 +73,21 @@ class Keeper:
 def moved(plan: Plan, balances: Mapping[str, Balance]) -> bool:
     """Whether some budget stands elsewhere than when it was judged: at another step, or its ceiling holds now."""
     return any(_moved(budget, balances) for budget in plan.budgets.values())
+
+
+def next_steps(plan: Plan) -> dict[str, int]:
+    """By account: at what spend its budget stands at another step than now, in nUSD. None that has passed its last one."""
+    found = {}
+    for budget in plan.budgets.values():
+        if budget.terms is None or budget.period is None:
+            continue
+        ahead = [each.at_percent for each in budget.terms.steps if Fraction(each.at_percent, 100) > budget.used]
+        if budget.used < 1:
+            at_percent = min([*ahead, 100])
+            held_nusd = budget.balance.unreconciled_nusd if budget.balance is not None else 0
+            account = account_id(budget.key, budget.period.start_s)
+            found[account] = -(-budget.limit_nusd * at_percent // 100) - held_nusd
+    return found
 
 
 def gone(accepted: Mapping[str, AcceptedSpec], plan: Plan) -> set[str]:

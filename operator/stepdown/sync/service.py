@@ -95,6 +95,8 @@ class SyncService:
         self.changed: Callable[[str], None] = _nothing
         """Told the fleet whose proxies a plan would judge otherwise now: one came, went, lost a key, or the last of them has
         the published config."""
+        self.spent: Callable[[str, int], None] = _nowhere
+        """Told of each account that a message was about, and what is spent of it by now, in nUSD."""
 
     async def begin(self) -> None:
         """The ledger's term, by the witness; `Ledger.take_epoch` comes before. Raises a LedgerError.
@@ -218,8 +220,12 @@ class SyncService:
         judged = await self.call(lambda ledger: ledger.judge(requests, self._clock(), patient))
         short = frozenset(judged.short)
         for index, (item, answer) in enumerate(zip(batch, judged.answers, strict=True)):
-            if index not in short and not item.answer.done():  # The caller may have gone.
+            if index in short:
+                continue
+            if not item.answer.done():  # The caller may have gone.
                 item.answer.set_result(answer)
+            for lease in answer.leases:
+                self.spent(lease.account, lease.spent)
         self._hold([batch[index] for index in judged.short])
         if self._raiser is not None:
             self._raiser.want(judged.marks)
@@ -281,4 +287,8 @@ def _fail(batch: Sequence[_Item], error: SyncError) -> None:
 
 
 def _nothing(fleet: str) -> None:
+    """Until somebody wants to be told."""
+
+
+def _nowhere(account: str, spent_nusd: int) -> None:
     """Until somebody wants to be told."""

@@ -28,8 +28,8 @@ from stepdown.watch.store import Store
 COALESCE_S = 0.02
 """Changes that come together are judged together."""
 TICK_S = 1.0
-"""How often everything that can move by itself is looked at: silence, time, what is held for lost proxies. That a step is reached
-is told with the message by which it is."""
+"""How often it is looked at what moves by itself: silence, time, what is held for lost proxies. That a step is reached is told
+with the message by which it is."""
 REFRESH_S = 10.0
 """How often money that moved within its step is put into statuses."""
 TOTALS_S = 30.0
