@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Gate:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.writes: list[str] = []
+        self._last_s = time.monotonic()
         self._cut_at, self._cut = -1, lambda: None
         self.is_cut = threading.Event()
 
@@ -32,6 +34,10 @@ class Gate:
         self.writes.clear()
         self.is_cut.clear()
         self._cut_at, self._cut = write, cut
+
+    def rests(self, for_s: float) -> bool:
+        """Whether there was no write for so long."""
+        return time.monotonic() - self._last_s > for_s
 
     def kubeconfig(self, path: Path) -> Path:
         content = {
@@ -66,6 +72,7 @@ class Gate:
         counted = request.method != "GET" and not any(part in request.path for part in _BY_THE_CLOCK)
         async with self._session.request(request.method, url, data=body or None, headers=headers) as answer:
             if counted:
+                self._last_s = time.monotonic()
                 self.writes.append(f"{request.method} {request.path} {answer.status}")
                 if len(self.writes) == self._cut_at:
                     await answer.read()

@@ -8,6 +8,7 @@ import pytest
 from devcluster import ControlPlane
 
 from stepdown.cluster.kinds import CONFIG_MAP, DEPLOYMENT, NETWORK_POLICY, POD_DISRUPTION_BUDGET, SERVICE, SERVICE_ACCOUNT
+from tests.cluster.gate import gate
 from tests.cluster.operator_world import World, bare, free_port, install, until, world
 
 
@@ -229,3 +230,30 @@ def test_the_next_replica_takes_over_with_the_ledger_as_it_is(here: World) -> No
     assert proxy.chat()[0] == 200
     spent = [line for line in second.get("/metrics")[1].splitlines() if line.startswith("stepdown_budget_limit_usd")]
     assert spent == [f'stepdown_budget_limit_usd{{budget="team",namespace="{here.namespace}"}} 5.0']
+
+
+def test_a_status_that_somebody_wrote_over_comes_back(here: World) -> None:
+    here.operator().start()
+    here.apply(here.proxy(), here.route(), here.budget())
+    here.until_condition("SpendBudget", "team", "Accepted", "True")
+    here.until_condition("ModelRoute", "chat", "Programmed", "False", "NoProxies")
+    patch = json.dumps({"status": {"effective": {"default": "gpt-9"}}})
+    here.cluster.kubectl(
+        "-n", here.namespace, "patch", "modelroute", "chat", "--subresource=status", "--type=merge", "-p", patch
+    )
+
+    def model() -> str:
+        return str((here.get("ModelRoute", "chat") or {})["status"]["effective"]["default"])
+
+    until(lambda: model() == "Qwen3-14B", "it says what is in force again")
+
+
+def test_nothing_is_written_while_nothing_happens(here: World) -> None:
+    """Writes that say nothing fill the API server's storage, and everybody's watches with it."""
+    with gate(here.cluster) as between:
+        here.operator(between.kubeconfig(here.path / "kubeconfig")).start()
+        here.apply(here.proxy(), here.route(), here.budget())
+        (proxy,) = here.proxies()
+        here.until_condition("ModelRoute", "chat", "Ready", "True")
+        assert proxy.chat()[0] == 200
+        until(lambda: between.rests(15.0), f"nothing is written for 15 s; last were {between.writes[-5:]}", 90)
