@@ -24,6 +24,7 @@ Sync = Callable[[SyncRequest], Awaitable[SyncAnswer]]
 """One exchange with the keeper. Raises SyncError, OSError or TimeoutError when there was no answer."""
 
 INTERVAL_S = 1.0
+"""At the latest, and up to a quarter sooner: a step that one proxy reaches is not in force in the others before it says so."""
 TIMEOUT_S = 2.0
 """How long a message may take; also how long a waiting request can stand in the way of those behind it."""
 LOWERED_S = 60.0
@@ -81,7 +82,7 @@ class Syncer:
             if not await self.once():
                 await asyncio.sleep(_BACKOFF_S[min(self._in_a_row, len(_BACKOFF_S)) - 1] * (0.5 + self._jitter()))
                 continue
-            delay_s = POLL_S if len(self._till.queue) else INTERVAL_S * (0.75 + 0.5 * self._jitter())
+            delay_s = POLL_S if len(self._till.queue) else INTERVAL_S * (0.75 + 0.25 * self._jitter())
             try:
                 async with asyncio.timeout(delay_s):
                     await self._wake.wait()
