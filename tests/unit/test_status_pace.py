@@ -7,7 +7,8 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepdown.model.resources import ModelRoute, SpendBudget
+from stepdown.model.fleet import ProxyStatus
+from stepdown.model.resources import ModelRoute, RoutingProxy, SpendBudget
 from stepdown.model.route import RouteStatus
 from stepdown.model.spend import BudgetStatus
 from stepdown.plan.world import FleetSeen, LedgerView, ObjectKey, ProxiesSeen, RouteTotals, World
@@ -166,11 +167,13 @@ def as_stored(things: World, made: Pass) -> World:
         things,
         routes=tuple(cast(ModelRoute, stored(each, "ModelRoute", RouteStatus)) for each in things.routes),
         budgets=tuple(cast(SpendBudget, stored(each, "SpendBudget", BudgetStatus)) for each in things.budgets),
+        proxies=tuple(cast(RoutingProxy, stored(each, "RoutingProxy", ProxyStatus)) for each in things.proxies),
     )
 
 
 def test_a_restart_writes_nothing_and_says_nothing() -> None:
-    """An operator that starts again finds everything as it left it, although no proxy has reported to it yet."""
+    """An operator that starts again finds everything as it left it, although no proxy has reported to it yet and it has not
+    looked at the fleet's Deployment."""
     things = world(*(route(f"r{index}", "DeepSeek V4 Pro") for index in range(20)), budget(), route("bad", "no-such-model"))
     view = spent(things, team="96")
     there = {"shop/default": FleetSeen(2, 2, 2)}
@@ -179,9 +182,12 @@ def test_a_restart_writes_nothing_and_says_nothing() -> None:
     made = reconcile(things, replace(view, proxies=serving(made)), NOW_S + 1, made)
     assert made.statuses[("ModelRoute", "shop/r1")]["conditions"][2]["status"] == "True"
     again = as_stored(things, made)
-    afresh = reconcile(again, replace(view, settled=False), NOW_S + 600)
-    assert afresh.events == ()
-    assert {each.name for each in settle(Pace(), afresh, NOW_S + 600)} == {FLEET}  # which came without a status here
+    pace, afresh = Pace(), reconcile(replace(again, fleets={}), replace(view, settled=False), NOW_S + 600)
+    assert afresh.events == () and settle(pace, afresh, NOW_S + 600) == []
+    looked = reconcile(again, replace(view, settled=False), NOW_S + 602, afresh)
+    assert looked.events == () and settle(pace, looked, NOW_S + 602) == []
+    heard = reconcile(again, replace(view, proxies=serving(made)), NOW_S + 606, looked)
+    assert heard.events == () and settle(pace, heard, NOW_S + 606) == []
     silent = reconcile(again, view, NOW_S + 606, afresh)
     conditions = {each["type"]: each for each in silent.statuses[("ModelRoute", "shop/r1")]["conditions"]}
     assert (conditions["Programmed"]["status"], conditions["Programmed"]["reason"]) == ("False", "Propagating")

@@ -41,6 +41,9 @@ class Statuses:
 
 NONE = Statuses({}, {})
 
+_OF_DEPLOYMENT = ("replicas", "readyReplicas", "selector", "summary")
+"""Parts of a RoutingProxy's status that its Deployment tells."""
+
 
 def make_statuses(
     plan: Plan, configs: Mapping[str, FleetConfig], view: LedgerView, now_s: float, previous: Statuses = NONE
@@ -96,7 +99,7 @@ def _came_with(thing: Any) -> Mapping[str, Any] | None:
         return status if isinstance(status, Mapping) else None
     if thing.status is None:
         return None
-    document: dict[str, Any] = thing.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    document: dict[str, Any] = thing.status.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
     return document
 
 
@@ -186,6 +189,8 @@ def _fleet_status(
         document["replicas"], document["readyReplicas"] = there.replicas, there.ready_replicas
         document["selector"] = pod_selector(plan.source.namespace, plan.source.name)
         document["summary"] = {"pods": f"{there.ready_replicas}/{there.replicas}"}
+    elif not view.settled and previous is not None:  # the Deployment has not been looked at yet
+        document |= {name: previous[name] for name in _OF_DEPLOYMENT if name in previous}
     elif seen is not None:
         document["readyReplicas"] = seen.ready
     return document
