@@ -110,10 +110,10 @@ def test_a_bad_file_is_named_and_what_it_said_stays_in_force(folder: Path, upstr
 
 def test_after_a_restart_a_budget_in_a_bad_file_still_binds(folder: Path, upstream: SimulatorProcess) -> None:
     """The ledger remembers what was accepted: a restart beside a typo must not lift the ceiling."""
-    (folder / "budget.yaml").write_text(budget("0.00001"))
+    (folder / "budget.yaml").write_text(budget("0.000001"))
     with run(folder, upstream) as process:
         assert process.chat("chat").status == 429
-    (folder / "budget.yaml").write_text(budget("0.00001") + "a: [\n")
+    (folder / "budget.yaml").write_text(budget("0.000001") + "a: [\n")
     with run(folder, upstream) as process:
         process.wait_for("problem")
         assert process.chat("chat").status == 429
