@@ -279,7 +279,9 @@ class Syncer:
         self._wake.set()
 
     def _take_grants(self, answer: SyncAnswer) -> None:
+        """The keeper repeats a grant until it has been taken, so one that cannot be logged now is tried with every answer."""
         till = self._till
+        unlogged = ""
         for grant in answer.leases:
             lease = till.books.lease(grant.account)
             lease.heard(grant)
@@ -289,8 +291,10 @@ class Syncer:
                 till.log.grant(grant.account, grant.granted)
             except LogUnavailable as error:
                 _log.error("a grant is not used, since it cannot be logged: %s", error)
+                unlogged = str(error)
                 continue
             lease.grant(grant.granted)
+        till.unlogged = unlogged
 
     def _give_back(self, answer: SyncAnswer) -> None:
         """Recalls: what no request has reserved goes back, logged before it is said.

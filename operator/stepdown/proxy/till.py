@@ -51,6 +51,7 @@ class Till:
         "sharers",
         "state",
         "table",
+        "unlogged",
     )
 
     def __init__(self, state: StateDir, clock: Clock, table: Table | None = None) -> None:
@@ -66,6 +67,8 @@ class Till:
         """Whether the last sync was answered."""
         self.sharers = 1
         """Proxies of the fleet that the keeper hears, this one included: what is rationed to the fleet is divided by it."""
+        self.unlogged = ""
+        """Why a grant could not be written down, and so not used: nothing more is asked for until it is. Empty: it was."""
         self.kick: Callable[[], None] = _nobody
         """Asks the syncer to send a message at once."""
         self.excess_nusd = 0
@@ -276,6 +279,7 @@ class Till:
         self.books = self.state.renew()
         self.log = self.state.log
         self.deadline_s = 0.0
+        self.unlogged = ""
         self._tabs.clear()
         self.queue.renew()
 

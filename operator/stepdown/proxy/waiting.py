@@ -16,7 +16,7 @@ from stepdown.model.config import Reason, RequestClass
 from stepdown.model.sync import Ask, AskAnswer
 from stepdown.proxy.hold import Hold, Offer
 from stepdown.proxy.lease import Lease
-from stepdown.proxy.refusal import Refused, exhausted, unreachable
+from stepdown.proxy.refusal import Refused, exhausted, log_unavailable, unreachable
 from stepdown.proxy.shape import RequestShape
 from stepdown.proxy.table import RouteEntry, RungEntry
 
@@ -136,9 +136,11 @@ class Queue:
         waiter = Waiter(wish, offers, loop.create_future())
         self.waiting[waiter] = None
         timer = loop.call_later(self._till.wait_s, self._expire, waiter)
-        if not self._till.reachable:
+        if not self._till.reachable or self._till.unlogged:
             waiter.settle_down()
             self.retry()
+        if self._till.unlogged and waiter in self.waiting:  # what it would be granted could not be used, and lie there
+            self._refuse(waiter)
         self._till.kick()
         try:
             return await waiter.future
@@ -210,7 +212,11 @@ class Queue:
         self.retry()
         for waiter in concerned:
             answer_ = waiter.answer
-            if waiter.future.done() or answer_ is None or answer_.rung >= 0 or answer_.recoverable:
+            if waiter.future.done() or answer_ is None:
+                continue
+            if self._till.unlogged and answer_.rung >= 0:
+                self._refuse(waiter)
+            if answer_.rung >= 0 or answer_.recoverable:
                 continue
             if not waiter.could_be_freed():
                 self._refuse(waiter)
@@ -281,6 +287,9 @@ class Queue:
         tightest = min(waiter.leases, key=lambda lease: lease.free + lease.headroom_nusd)
         route = waiter.wish.route.name
         self._leave(waiter)
+        if self._till.unlogged:
+            waiter.future.set_exception(log_unavailable(route, self._till.unlogged))
+            return
         if not waiter.answers or not self._till.reachable:
             waiter.future.set_exception(unreachable(route, waiter.cheapest_nusd, tightest))
             return
