@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from devcluster import Cluster
 
 from stepdown.cluster.kinds import CONFIG_MAP, OURS, POD, SERVICE_ACCOUNT, KindRef
@@ -27,6 +28,7 @@ from tests.upstream.process import SimulatorProcess
 Object = dict[str, Any]
 
 CRDS = Path(__file__).parents[2] / "crds"
+MANIFESTS = Path(__file__).parents[2] / "manifests" / "base"
 KIND = {kind.kind: kind for kind in OURS}
 WAIT_S = 30.0
 """How long a failing test waits."""
@@ -301,8 +303,24 @@ class World:
         self.grant(rules)
         subject = f"--serviceaccount={self.own_namespace}:operator"
         self.cluster.kubectl("create", "clusterrolebinding", self._role, f"--clusterrole={self._role}", subject)
-        token = self.cluster.kubectl("-n", self.own_namespace, "create", "token", "operator").strip()
-        path = self.path / "kubeconfig"
+        return self._kubeconfig_of("operator")
+
+    def shipped_kubeconfig(self) -> Path:
+        """A ServiceAccount with the rights of `manifests/base`, and no others."""
+        text = "---\n".join((MANIFESTS / name).read_text() for name in ("serviceaccount.yaml", "rbac.yaml"))
+        text = text.replace("stepdown-system", self.namespace)
+        documents = [each for each in yaml.safe_load_all(text) if each is not None]
+        for each in documents:  # what belongs to the cluster is this test's alone
+            if each["kind"].startswith("ClusterRole"):
+                each["metadata"]["name"] = self._role
+                if "roleRef" in each:
+                    each["roleRef"]["name"] = self._role
+        self.cluster.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}))
+        return self._kubeconfig_of("stepdown")
+
+    def _kubeconfig_of(self, account: str) -> Path:
+        token = self.cluster.kubectl("-n", self.own_namespace, "create", "token", account).strip()
+        path = self.path / f"kubeconfig-{account}"
         cluster = {"server": self.cluster.server, "certificate-authority": str(self.cluster.ca)}
         content = {
             "apiVersion": "v1",

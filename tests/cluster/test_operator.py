@@ -257,3 +257,24 @@ def test_nothing_is_written_while_nothing_happens(here: World) -> None:
         here.until_condition("ModelRoute", "chat", "Ready", "True")
         assert proxy.chat()[0] == 200
         until(lambda: between.rests(15.0), f"nothing is written for 15 s; last were {between.writes[-5:]}", 90)
+
+
+GUARDED = {"group": "stepdown.dev", "kind": "ModelRoute", "name": "guarded"}
+
+
+def test_the_rights_that_are_shipped_are_enough(here: World) -> None:
+    """All that an operator does, by a ServiceAccount with the roles of the chart: one right too few shows in production."""
+    operator = here.operator(here.shipped_kubeconfig(), "--fleet-namespaces", here.namespace).start()
+    account = {"serviceAccount": {"namespace": here.namespace, "name": "default"}}
+    here.apply(here.proxy(), here.budget(limit="0.02"), here.route(), here.route("guarded", callers=[account]))
+    here.apply(here.budget("mars", timeZone="Mars/Olympus", targetRefs=[GUARDED]))
+    (proxy,) = here.proxies()
+    here.until_condition("ModelRoute", "chat", "Ready", "True")
+    here.until_condition("SpendBudget", "team", "Enforced", "True")
+    until(lambda: "InvalidSpec" in here.events("mars"), "an Event")
+    assert proxy.chat()[0] == 200
+    here.cluster.kubectl("-n", here.namespace, "delete", "service/default")
+    until(lambda: here.get(SERVICE, "default"), "the Service comes back")
+    here.delete("ModelRoute", "guarded")
+    until(lambda: len(here.shards()) == 1 or proxy.chat("guarded")[0] == 404, "the route is gone")
+    assert not [line for line in operator.lines if "forbidden" in line.lower()], operator.text
