@@ -23,7 +23,7 @@ from stepdown.proxy.till import Till
 from stepdown.proxy.wal import LogUnavailable
 from tests.proof.loop import Process, ProofLoop
 from tests.proof.pipes import End, pair
-from tests.proof.truth import Truth, Violation, Waiting
+from tests.proof.truth import Truth, Waiting
 from tests.proof.upstream import KEY
 from tests.unit.proxy_money import NOW_S
 
@@ -141,8 +141,8 @@ class Host:
         self.boot = "boot"
         self.alive = False
         self.partitioned = False
-        self.renewed = False
-        """Some process here went on under another id: what was not acknowledged came along."""
+        self.full = False
+        """Its disk: what it is granted then, it cannot use."""
         self._orders: dict[Point, int] = {}
         self._struck: bytes | None = None
         self.next_state: State = "kept"
@@ -186,7 +186,6 @@ class Host:
         if self.alive and answer.verdict == "ok":
             self._loop.call_soon(self._truth.exchanged, self, began_s)
         if answer.verdict == "fenced" and self.alive:
-            self.renewed = True
             self._truth.tally.note("fenced")
         return answer
 
@@ -277,10 +276,10 @@ class Host:
         self.start()
         resumed = self.state.resumed
         if resumed != (state in ("kept", "torn")):
-            raise Violation(f"lost: {self.name} {'resumed' if resumed else 'did not resume'} a log that was {state}")
+            raise self._truth.violated(f"lost: {self.name} {'resumed' if resumed else 'did not resume'} a log that was {state}")
         if not resumed:
             if self.till.log.identity.instance == was:
-                raise Violation(f"over: {self.name} goes on as {was}, whose log was {state}")
+                raise self._truth.violated(f"over: {self.name} goes on as {was}, whose log was {state}")
             self._truth.gone(was, promises)
             return
         if state == "torn":
@@ -288,7 +287,7 @@ class Host:
         for promise in promises:
             promise.charged, promise.estimated, promise.settled_in = promise.amount, True, was
         if self.state.charged_on_resume != len(promises):
-            raise Violation(
+            raise self._truth.violated(
                 f"lost: {self.name} charged {self.state.charged_on_resume} requests on resuming, {len(promises)} were in flight"
             )
 
@@ -313,6 +312,8 @@ class Host:
 
     def fill_disk(self) -> None:
         """No room for another segment, and the one that there is is full."""
+        self.full = True
+        self._truth.disturbed()
         self.log.with_name("log.new").mkdir(exist_ok=True)
         lease = next(iter(self.till.books.leases.values()), None)
         if lease is not None:
@@ -323,6 +324,9 @@ class Host:
     def empty_disk(self) -> None:
         with suppress(OSError):
             self.log.with_name("log.new").rmdir()
+        self.full = False
+        if self.alive:
+            self._truth.disturbed()
 
 
 __all__ = ["FLEET", "POINTS", "Host", "Offer", "Point", "State"]

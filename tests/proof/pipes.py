@@ -129,9 +129,7 @@ class End(asyncio.Transport):
         self.protocol.connection_lost(error)
 
 
-def pair(
-    here: Process, there: Process, delay_s: Callable[[], float], *, socket: bool = False
-) -> tuple[End, End]:
+def pair(here: Process, there: Process, delay_s: Callable[[], float], *, socket: bool = False) -> tuple[End, End]:
     """`socket`: the first end shows one, as the proxy wants to see of its upstream's."""
     one, other = End(here, delay_s, socket=socket), End(there, delay_s)
     one.peer, other.peer = other, one

@@ -25,7 +25,7 @@ CALM_S = 9.0
 
 
 def play(seed: int, *, broken: str = "") -> Tally:
-    """Raises Violation. `broken`: "no witness" or "forgets", a keeper that must be found out."""
+    """Raises Violation. `broken`: "no witness" or (without one) "forgets", a keeper that must be found out."""
     logging.disable(logging.CRITICAL)
     random.seed(seed)
     folder_of = _SHM if _SHM.is_dir() else None
@@ -49,7 +49,7 @@ class Schedule:
         edge = chance.random() < 0.15
         now_s = EDGE_S - chance.uniform(5.0, WILD_S) if edge else NOW_S
         self.world = world = World(seed, folder, loop, proxies=chance.choice((1, 2, 2, 3, 4)), now_s=now_s)
-        world.has_witness, world.forgets = broken != "no witness", broken == "forgets"
+        world.has_witness, world.forgets = not broken, broken == "forgets"
         self.broken = broken
         self.edge_s = EDGE_S - now_s if edge else None
         world.limits = {
@@ -86,11 +86,17 @@ class Schedule:
         await asyncio.sleep(WILD_S)
         await self.make_up()
         await asyncio.gather(*asking)
+        self._judge()
         await reckon(world)
         looking.cancel()
-        if self.loop.failures:
-            raise Violation(f"failed: {self.loop.failures[0]}")
+        self._judge()
         return world.truth.tally
+
+    def _judge(self) -> None:
+        for what in self.world.truth.violations:
+            raise Violation(what)
+        for what in self.loop.failures:
+            raise Violation(f"failed: {what}")
 
     async def _look(self) -> None:
         while True:
@@ -265,6 +271,7 @@ class Schedule:
         name = chance.choice(("shop/team", "shop/all", "shop/search"))
         what = chance.choice(("lower", "lower", "raise", "delete"))
         if what == "delete":
+            self.world.truth.tally.note("deleted")
             limits.pop(name, None)
             async with self.world.keeping:
                 await self.world.put_in_force()

@@ -59,7 +59,7 @@ class Ceiling:
     allowed: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
     """A request that waits for money."""
 
@@ -93,6 +93,7 @@ class Truth:
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s
         self.tally = Tally()
+        self.violations: list[str] = []
         self.promises: list[Promise] = []
         self._by_hold: dict[int, Promise] = {}
         self._keep: list[Hold] = []
@@ -113,6 +114,11 @@ class Truth:
         self._spoken: set[Host] = set()
         self.waiting: list[Waiting] = []
 
+    def violated(self, what: str) -> Violation:
+        """To be raised; and remembered, since a task that it ends may have nobody who listens."""
+        self.violations.append(what)
+        return Violation(what)
+
     # Promises -----------------------------------------------------------------------------------------------------------
 
     def promised(self, host: "Host", hold: Hold) -> None:
@@ -120,7 +126,13 @@ class Truth:
         self._check_accounts(hold, accounts)
         hard = tuple(lease.account for lease in hold.tab.hard)
         promise = Promise(
-            accounts, hard, host.till.log.identity.instance, hold.amount_nusd, hold.admitted_s, hold.rung.upstream_id, hold.prices
+            accounts,
+            hard,
+            host.till.log.identity.instance,
+            hold.amount_nusd,
+            hold.admitted_s,
+            hold.rung.upstream_id,
+            hold.prices,
         )
         self.promises.append(promise)
         self._by_hold[id(hold)] = promise
@@ -130,7 +142,7 @@ class Truth:
         for account in hard:
             ceiling = self.ceilings[account]
             if self.worth[account] > ceiling.allowed:
-                raise Violation(
+                raise self.violated(
                     f"over: {account} may come to {self.worth[account]} nUSD, allowed are {ceiling.allowed} (limit "
                     f"{ceiling.limit}), after {promise.amount} were promised by {host.name}"
                 )
@@ -146,7 +158,7 @@ class Truth:
             if account.start_s <= hold.admitted_s < account.end_s
         )
         if accounts != should:
-            raise Violation(f"charged to {accounts}, by its config and time it is {should}")
+            raise self.violated(f"charged to {accounts}, by its config and time it is {should}")
 
     def _move(self, promise: Promise, was: int) -> None:
         change = promise.worth - was
@@ -156,12 +168,12 @@ class Truth:
 
     def sent(self, hold: Hold | None) -> None:
         if hold is None:
-            raise Violation("a request went out under no reservation")
+            raise self.violated("a request went out under no reservation")
         promise = self._by_hold.get(id(hold))
         if promise is None:
-            raise Violation("a request went out under a reservation that nobody made")
+            raise self.violated("a request went out under a reservation that nobody made")
         if promise.sent:
-            raise Violation("two requests went out under one reservation")
+            raise self.violated("two requests went out under one reservation")
         was, promise.sent = promise.worth, True
         self._move(promise, was)
 
@@ -172,7 +184,7 @@ class Truth:
         promise.final, promise.billed, promise.tokens = True, nusd, tokens
         self.tally.bill_nusd += nusd
         if nusd > promise.amount:
-            raise Violation(f"over: the upstream billed {nusd} nUSD, reserved were {promise.amount}")
+            raise self.violated(f"over: the upstream billed {nusd} nUSD, reserved were {promise.amount}")
         self._move(promise, was)
 
     def settled(self, host: "Host", hold: Hold, usage: Usage | None, cost: int) -> None:
@@ -237,12 +249,12 @@ class Truth:
             if balance is None or balance.end_s <= now_s:
                 continue
             if self.worth.get(name, 0) > balance.committed_nusd:
-                raise Violation(
+                raise self.violated(
                     f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {balance.committed_nusd}: {balance}"
                 )
             granted = balance.settled_nusd + balance.reserved_nusd + balance.idle_nusd - balance.excess_nusd
             if granted > ceiling.allowed:  # what is only feared to have been granted aside
-                raise Violation(f"over: the ledger has granted {granted} nUSD, allowed are {ceiling.allowed}: {balance}")
+                raise self.violated(f"over: the ledger has granted {granted} nUSD, allowed are {ceiling.allowed}: {balance}")
 
     # Refusals -----------------------------------------------------------------------------------------------------------
 
@@ -300,7 +312,7 @@ class Truth:
         self.tally.judged += 1
         most = max(wait.most, self._lain(wait.hard, 3))
         if most >= needed:
-            raise Violation(f"false refusal: {what} needed {needed} nUSD, {most} lay there through two exchanges")
+            raise self.violated(f"false refusal: {what} needed {needed} nUSD, {most} lay there through two exchanges")
 
     # The end ------------------------------------------------------------------------------------------------------------
 
@@ -311,10 +323,10 @@ class Truth:
                 continue
             if not each.charged:
                 if each.billed:
-                    raise Violation(f"lost: {each.billed} nUSD were billed for what was given back: {each}")
+                    raise self.violated(f"lost: {each.billed} nUSD were billed for what was given back: {each}")
                 continue
             if each.tokens is None:
-                raise Violation(f"lost: {each.charged} nUSD were charged for what nobody bills: {each}")
+                raise self.violated(f"lost: {each.charged} nUSD were charged for what nobody bills: {each}")
             should = cost_nusd(dear(each), each.tokens)
             if each.charged != should:
-                raise Violation(f"lost: charged were {each.charged} nUSD, it is worth {should}: {each}")
+                raise self.violated(f"lost: charged were {each.charged} nUSD, it is worth {should}: {each}")

@@ -15,7 +15,7 @@ from tests.proof.loop import ProofLoop
 from tests.proof.network import Network
 from tests.proof.truth import Promise, Truth
 from tests.proof.upstream import BEGAN_USD, Upstream, price
-from tests.unit.proxy_money import END_S, EDGE_S, NOW_S, START_S, fleet, model, route, shards
+from tests.unit.proxy_money import EDGE_S, END_S, NOW_S, START_S, fleet, model, route, shards
 from tests.upstream.bill import Price
 
 AFTER_S = END_S + (END_S - EDGE_S)
@@ -225,7 +225,8 @@ class World:
         keeper = self.leader
         if keeper is None or not keeper.process.alive:
             return
-        self.truth.calm = not self.witness.away and not keeper.service.standstill
+        stuck = self.witness.away or keeper.service.standstill or any(host.full for host in self.hosts)
+        self.truth.calm = not stuck
         balances = keeper.balances()
         live = {host.till.log.identity.instance for host in self.truth.hosts}
         others = {name: balance.committed_nusd for name, balance in balances.items()}
