@@ -1,5 +1,5 @@
-"""A few of the schedules of `make prove`, and keepers that are broken on purpose. If these fail, no promise of the product holds,
-or the proof could not tell."""
+"""A few of the schedules of `make prove`, and keepers that are broken on purpose. If these fail, no promise of the product
+holds, or the proof could not tell."""
 
 import pytest
 
