@@ -73,8 +73,11 @@ class Pending:
 class Proxy:
     """One instance."""
 
-    def __init__(self, name: str, bill: list[Spent]) -> None:
-        self.name, self.bill = name, bill
+    def __init__(self, name: str, bill: list[Spent], *, sparse: bool = False) -> None:
+        """`sparse`: it says only what has changed, as the real one does, until the keeper wants to hear everything."""
+        self.name, self.bill, self.sparse = name, bill, sparse
+        self.everything = True
+        self.acked: dict[str, LeaseReport] = {}
         self.config = Config()
         self.config_seq = -1
         self.granted: dict[str, int] = {}
@@ -88,7 +91,7 @@ class Proxy:
         self.unacknowledged: set[tuple[str, int]] = set()
         self.seq = 0
         self.last_ask = 0
-        self.sent: dict[int, tuple[float, dict[tuple[str, int], int]]] = {}
+        self.sent: dict[int, tuple[float, dict[tuple[str, int], int], tuple[LeaseReport, ...], bool]] = {}
         self.lease_until_s = 0.0
         self.fenced = False
         self.closed = False
@@ -174,8 +177,17 @@ class Proxy:
         accounts = (
             set(self.granted) | set(self.consumed) | {a for hold in self.holds for a in hold.spent.charged} | set(self.want)
         )
-        keys = sorted(self.unacknowledged)
-        self.sent[self.seq] = (now_s, {key: self.counters[key][0] for key in keys})
+        whole = closing or self.everything
+        keys = sorted(self.counters if whole else self.unacknowledged)
+        leases = tuple(self.report(account) for account in sorted(accounts))
+        if self.sparse and not whole:
+            asked = {account for pending in self.asks.values() for rung in pending.ask.rungs for account in rung}
+            leases = tuple(
+                each
+                for each in leases
+                if each != self.acked.get(each.account) or self.free(each.account) > 0 or each.account in asked
+            )
+        self.sent[self.seq] = (now_s, {key: self.counters[key][0] for key in keys}, leases, whole)
         under = {}
         for shard in range(SHARDS):
             current = self.config.digest(shard)
@@ -187,7 +199,7 @@ class Proxy:
             longest_s=LONGEST_S,
             digests=self.config.digests,
             acknowledged=under if self.config.version else {},
-            leases=tuple(self.report(account) for account in sorted(accounts)),
+            leases=leases,
             asks=tuple(pending.ask for pending in self.asks.values()),
             counters=tuple(
                 Counter(
@@ -201,6 +213,7 @@ class Proxy:
                 for route, day in keys
             ),
             closing=closing,
+            whole=whole,
         )
 
     def report(self, account: str) -> LeaseReport:
@@ -219,7 +232,13 @@ class Proxy:
         if answer.verdict == "fenced":
             self.fenced = True
             return
-        sent_s, counted = self.sent[answer.seq]
+        sent_s, counted, reported, whole = self.sent[answer.seq]
+        if answer.whole:
+            self.everything = True
+        elif whole and answer.verdict == "ok" and answer.seq > self.config_seq:
+            self.everything = False
+        if answer.verdict == "ok" and answer.seq > self.config_seq:
+            self.acked |= {each.account: each for each in reported}
         self.lease_until_s = max(self.lease_until_s, sent_s + HORIZON_S)
         if answer.verdict == "ok":
             self.unacknowledged -= {key for key, requests in counted.items() if self.counters[key][0] == requests}

@@ -50,6 +50,33 @@ def test_the_quoted_savings_come_out_to_the_cent() -> None:
     assert machine["scenarios"][3]["savedUSD"] == "48750.00"
 
 
+def test_a_lost_ledger_is_accepted_in_words_and_only_an_empty_one(tmp_path: Path) -> None:
+    """It forgets what was spent: never by accident, never over a ledger that knows, and while the operator runs."""
+    path = tmp_path / "ledger.db"
+    assert "a new, empty ledger" in call("ledger", "init", str(path)).output
+    again = call("ledger", "init", str(path))
+    assert (again.exit_code, "there is a ledger already" in again.output) == (1, True)
+    keeper = Ledger.open(path, create=False)
+    keeper.take_epoch("stepdown-0")
+    keeper.guard()
+    assert keeper.begin({"shop/team@0": 5, "epoch": 9}, 100.0).lost == 1
+    accepted = call("ledger", "init", "--accept-loss", str(path))
+    assert (accepted.exit_code, "the loss is accepted" in accepted.output) == (0, True)
+    assert call("ledger", "init", "--accept-loss", str(path)).exit_code == 0, "said twice is said once"
+    keeper.set_marks(keeper.needed_marks())
+    assert keeper.standstill
+    keeper.sync([SyncRequest(instance="a", fleet="shop/default", seq=1)], 100.0)
+    assert keeper.standstill == ""
+    keeper.close()
+    other = tmp_path / "other.db"
+    ledger = Ledger.open(other, create=True)
+    ledger.sync([SyncRequest(instance="a", fleet="shop/default", seq=1)], 100.0)
+    ledger.close()
+    refused = call("ledger", "init", "--accept-loss", str(other))
+    assert (refused.exit_code, "the ledger is not empty" in refused.output) == (1, True)
+    assert call("ledger", "init", "--accept-loss", str(tmp_path / "none" / "x.db")).exit_code == 3
+
+
 @pytest.fixture
 def ledger_file(tmp_path: Path) -> Path:
     """A ledger with one request of 1,000 uncached input, 500 cached and 2,000 output tokens on record."""

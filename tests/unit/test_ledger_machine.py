@@ -24,12 +24,15 @@ PICK = st.integers(0, 1000)
 
 
 class LedgerMachine(RuleBasedStateMachine):
+    ended_too = True
+    """Whether accounts whose period is over are looked at as well."""
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory(prefix="ledger-")
         self.path = Path(self._folder.name) / "ledger"
-        self.ledger = Ledger.open(self.path, create=True)
         self.world = World()
+        self.ledger = self.open_ledger()
         self.proxies: list[Proxy] = []
         self.gone: list[Proxy] = []
         self.up: list[SyncRequest] = []
@@ -43,6 +46,9 @@ class LedgerMachine(RuleBasedStateMachine):
         finally:
             self.ledger.close()
             self._folder.cleanup()
+
+    def open_ledger(self) -> Ledger:
+        return Ledger.open(self.path, create=True)
 
     # The plan ---------------------------------------------------------------------------------------------------------
 
@@ -62,7 +68,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.everybody_syncs()
 
     def new_proxy(self) -> None:
-        proxy = Proxy(f"i{len(self.by_name)}", self.world.bill)
+        proxy = Proxy(f"i{len(self.by_name)}", self.world.bill, sparse=True)
         self.by_name[proxy.name] = proxy
         self.proxies.append(proxy)
 
@@ -358,14 +364,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def keeper_restarts(self) -> None:
         self.ledger.close()
-        self.ledger = Ledger.open(self.path, create=False)
+        self.ledger = self.open_ledger()
         self.replan()
 
     # What must hold ---------------------------------------------------------------------------------------------------
 
     def check_grants(self) -> None:
         """No transaction takes an account above its limit, but by what had been spent before the account was there."""
-        now = self.ledger.balances(self.world.now_s, ended=True)
+        now = self.ledger.balances(self.world.now_s, ended=self.ended_too)
         for name, balance in now.items():
             was = self.before.get(name)
             if name in self.world.soft:

@@ -42,12 +42,16 @@ def settle(connection: sa.Connection, name: str, stated: Mapping[str, int] | Non
     loaded = store.load_accounts(connection, accounts.c.id.in_(held))
     store.load_leases(connection, loaded)
     by_name = {account.name: account for account in loaded.values()}
+    if instance.unheard:  # It may have been granted of accounts that this ledger did not hear of.
+        for account in store.load_named(connection, set(stated or {}) - by_name.keys(), ()).values():
+            account.lease(instance.id)
+            by_name[account.name] = account
     for account_name, nusd in (stated or {}).items():
         if account_name not in by_name:
             raise LedgerRefused(f"instance {name} holds nothing of {account_name!r}; it holds {', '.join(sorted(by_name))}")
         reported = by_name[account_name].leases[instance.id].consumed
         if nusd < reported:
             raise LedgerRefused(f"instance {name} itself reported {reported} nUSD of {account_name}; {nusd} would be less")
-    close(connection, instance, loaded.values(), stated or {})
-    store.save_accounts(connection, loaded.values())
+    close(connection, instance, by_name.values(), stated or {})
+    store.save_accounts(connection, by_name.values())
     store.save_instances(connection, [instance])

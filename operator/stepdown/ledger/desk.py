@@ -18,19 +18,35 @@ PRESSED_S = 3.0
 
 @dataclass
 class Pressure:
-    """Accounts that somebody waits for: how much is missing, and until when that is worth acting on. Lives across batches."""
+    """Accounts that somebody waits for: who, how much is missing, and until when that is worth acting on. Lives across
+    batches."""
 
-    missing: dict[str, tuple[int, float]] = field(default_factory=dict)
+    missing: dict[str, dict[int, tuple[int, float]]] = field(default_factory=dict)
 
-    def press(self, account: str, nusd: int, now_s: float) -> None:
-        self.missing[account] = (max(nusd, self.on(account, now_s)), now_s + PRESSED_S)
+    def press(self, account: str, instance: int, nusd: int, now_s: float) -> None:
+        waiting = self.missing.setdefault(account, {})
+        was, until_s = waiting.get(instance, (0, 0.0))
+        waiting[instance] = (max(nusd, was if until_s >= now_s else 0), now_s + PRESSED_S)
 
     def on(self, account: str, now_s: float) -> int:
-        nusd, until_s = self.missing.get(account, (0, 0.0))
-        if until_s and until_s < now_s:
+        return max(self._waiting(account, now_s).values(), default=0)
+
+    def by(self, account: str, instance: int, now_s: float) -> int:
+        """What this instance itself waits for."""
+        return self._waiting(account, now_s).get(instance, 0)
+
+    def by_others(self, account: str, instance: int, now_s: float) -> int:
+        return max((nusd for each, nusd in self._waiting(account, now_s).items() if each != instance), default=0)
+
+    def _waiting(self, account: str, now_s: float) -> dict[int, int]:
+        waiting = self.missing.get(account)
+        if not waiting:
+            return {}
+        for instance in [each for each, (_, until_s) in waiting.items() if until_s < now_s]:
+            del waiting[instance]
+        if not waiting:
             del self.missing[account]
-            return 0
-        return nusd
+        return {instance: nusd for instance, (nusd, _) in waiting.items()}
 
 
 class Desk:
@@ -146,7 +162,7 @@ class Desk:
             lease = account.lease(instance)
             missing = lease.used + lease.earmarked + nusd - lease.held - max(0, account.headroom)
             if account.hard and missing > 0:
-                self._pressure.press(name, missing, self._now_s)
+                self._pressure.press(name, instance, missing, self._now_s)
 
     def _begun(self, account: Account, horizon_s: float) -> bool:
         """The next period's money is not given away earlier than one horizon before it begins."""
@@ -177,15 +193,20 @@ class Desk:
         return min(more, room) if self._known(instance) else 0
 
     def recall(self, account: Account, lease: Lease) -> int:
-        """What the keeper asks this instance to give back, of what it holds idle."""
+        """What the keeper asks this instance to give back, of what it holds idle.
+
+        Who waits himself keeps what he has, or it would come here and go back; but not while others wait whom it could serve.
+        """
         free = max(0, lease.idle - lease.earmarked)
         if not account.hard or not free:
             return 0
         if self._now_s >= account.end_s:
             return free
-        over = max(-account.headroom, self._pressure.on(account.name, self._now_s))
+        over = max(-account.headroom, self._pressure.by_others(account.name, lease.instance, self._now_s))
         if over > 0:
             return min(free, over)
+        if self._pressure.by(account.name, lease.instance, self._now_s):
+            return 0
         surplus = account.idle - idle_cap(account.headroom + account.idle)
         return max(0, min(surplus, free - self._target(account, lease.instance)))
 

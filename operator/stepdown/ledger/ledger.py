@@ -68,10 +68,10 @@ class Ledger:
             with database.transaction() as connection:
                 found = migrate.revision_of(connection, database.path)
                 if found != REVISIONS[-1]:
-                    if read_only:
+                    if read_only or beside:
                         raise errors.LedgerOld(
                             f"the ledger {database.path} has schema {found}, this build reads {REVISIONS[-1]}: "
-                            "`stepdown run` upgrades it"
+                            "its keeper upgrades it"
                         )
                     migrate.upgrade(connection)
             return cls(database)
@@ -211,7 +211,7 @@ class Ledger:
             if self._lost and terms.accepted(connection):
                 self._lost = False
                 self._reopen()
-            store.mark_lost(connection, now_s)
+            store.mark_lost(connection, now_s, self._began_s)
             revealed = self._awaiting
             for part in _rounds(batch):
                 round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)
@@ -240,7 +240,7 @@ class Ledger:
         """
         now_s = self._now(now_s)
         with self._writing() as connection:
-            store.mark_lost(connection, now_s)
+            store.mark_lost(connection, now_s, self._began_s)
             closing.settle(connection, instance, consumed)
             if self._marks is not None:
                 self._awaiting = self._settle(connection, now_s)

@@ -259,9 +259,8 @@ class Round:
             mentioned = {report.account for report in request.leases}
             mentioned |= {name for ask in request.asks for rung in ask.rungs for name in rung}
             leases = desk.grants(self._instances[request.instance].id, mentioned)
-            if desk.witnessed is not None and self._instances[request.instance].id not in desk.witnessed:
-                said = {report.account: report.granted for report in request.leases}
-                leases = tuple(each for each in leases if each.granted <= said.get(each.account, 0))
+            if self._is_news(desk, request):
+                leases = tuple(each for each in leases if not each.granted)
         return SyncAnswer(
             seq=request.seq,
             now_s=self._now_s,
@@ -270,3 +269,13 @@ class Round:
             asks=self._asked.get(request.instance, ()),
             whole=request.protocol > 1 and self._instances[request.instance].unheard > 0,
         )
+
+    def _is_news(self, desk: Desk, request: SyncRequest) -> bool:
+        """Whether it would be the first that the instance hears of a grant, while the witness does not know of the instance.
+
+        It would come forward with that as one of the strays, and the witness would not have counted it among them.
+        """
+        if desk.witnessed is None or self._instances[request.instance].id in desk.witnessed:
+            return False
+        answers = self._asked.get(request.instance, ())
+        return not any(report.granted for report in request.leases) and not any(each.rung >= 0 for each in answers)

@@ -121,9 +121,13 @@ def last_heard_s(connection: sa.Connection) -> float:
     return float(connection.execute(sa.select(sa.func.max(instances.c.last_s))).scalar() or 0.0)
 
 
-def mark_lost(connection: sa.Connection, now_s: float) -> None:
-    """Silent for longer than its leases and its longest request live: it stays charged with all that it holds."""
-    silent = instances.c.last_s + instances.c.horizon_s + instances.c.longest_s < now_s
+def mark_lost(connection: sa.Connection, now_s: float, heard_from_s: float = 0.0) -> None:
+    """Silent for longer than its leases and its longest request live: it stays charged with all that it holds.
+
+    `heard_from_s`: before that, nobody could have been heard.
+    """
+    life_s = instances.c.horizon_s + instances.c.longest_s
+    silent = sa.and_(instances.c.last_s + life_s < now_s, life_s < now_s - heard_from_s)
     connection.execute(instances.update().where(instances.c.state == "open", silent).values(state="lost"))
 
 

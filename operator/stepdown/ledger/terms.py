@@ -45,6 +45,9 @@ AGAIN = -1
 LONGEST_PERIOD_S = 32 * 86_400
 """A mark tells when its account's period began, not when it ends: after so long it has ended."""
 
+TAIL_S = 86_400
+"""How long after its end an account may still be asked for, by a request that was admitted before."""
+
 HOPE_S = 60.0
 """How long after its begin a term waits for who is silent, before it says `unaccounted`."""
 
@@ -67,10 +70,12 @@ class Begun(NamedTuple):
 
 
 def begin(connection: sa.Connection, mine: int, witness: Mapping[str, int], now_s: float) -> Begun:
-    """Judges the ledger by the witness; in the transaction that has checked the epoch."""
+    """Judges the ledger by the witness; in the transaction that has checked the epoch.
+
+    Who was lost is as the ledger says: in a copy of yesterday all have been silent for long, and may have been heard since.
+    """
     told = witness.get(EPOCH, 0)
     number = mine if mine > told else epoch.take(connection, epoch.read(connection).holder, above=told)
-    store.mark_lost(connection, now_s)
     lost = _lost(connection, witness, now_s)
     proven = told <= _number(connection, _CLOSED) and (told > 0 or not any(witness.values()))
     gap = witness.get(BORN, 0) - _number(connection, _BORN)
@@ -212,7 +217,7 @@ def _await(connection: sa.Connection, witness: Mapping[str, int], now_s: float) 
 
 
 def _running(connection: sa.Connection, now_s: float) -> dict[int, Account]:
-    found = store.load_accounts(connection, accounts.c.end_s > now_s)
+    found = store.load_accounts(connection, accounts.c.end_s > now_s - TAIL_S)
     store.load_leases(connection, found)
     return found
 
