@@ -297,14 +297,9 @@ class Syncer:
         till.unlogged = unlogged
 
     def _give_back(self, answer: SyncAnswer) -> None:
-        """Recalls: what no request has reserved goes back, logged before it is said.
-
-        But not from under those who wait here, while nobody else holds any of it: it would go to the keeper and come back.
-        """
+        """Recalls: what no request has reserved goes back, logged before it is said."""
         for grant in answer.leases:
             lease = self._till.books.lease(grant.account)
-            if lease.sole and self._till.queue.waits_for(lease):
-                continue
             back_nusd = min(grant.recall, lease.free)
             if back_nusd > 0 and self._return(lease, lease.returned + back_nusd):
                 self._wake.set()
