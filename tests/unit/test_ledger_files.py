@@ -132,9 +132,26 @@ def test_a_newer_ledger_is_refused(path: Path) -> None:
     """After a rollback, an older build would misread what a newer one wrote."""
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0999'")
+        connection.execute("UPDATE meta SET value = '0998' WHERE name = 'oldest'")
     connection.close()
     with pytest.raises(errors.LedgerNewer, match=r"schema 0999; this build knows up to 0002.*newer Stepdown"):
         Ledger.open(path, create=False)
+
+
+def test_a_newer_ledger_that_only_adds_is_kept_on(path: Path) -> None:
+    """`helm rollback` after a release that made a column: else there is no way back from a bad release."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0003'")
+        connection.execute("ALTER TABLE accounts ADD COLUMN later BIGINT NOT NULL DEFAULT 0")
+    connection.close()
+    ledger = Ledger.open(path, create=False)
+    spend(ledger, 800, seq=3)
+    ledger.bind([BINDING, Binding("shop/other", 0, 10**9, 5, True, frozenset())], 200.0)
+    ledger.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0003",), "it stays what it is"
+    connection.close()
+    assert spent(path) == 800
 
 
 def test_one_keeper_at_a_time_and_readers_beside_it(path: Path) -> None:
@@ -256,6 +273,7 @@ def test_migrations_arrive_at_the_schema_that_new_ledgers_have() -> None:
     with made.begin() as connection:
         schema.metadata.create_all(connection)
         connection.execute(schema.instances.insert(), schema.NOBODY)
+        connection.execute(schema.meta.insert(), schema.FIRST_META)
         new = described(connection)
     with migrated.begin() as connection:
         migrate.upgrade(connection)
@@ -275,7 +293,7 @@ def test_a_ledger_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
             ("accounts", "unaccounted"),
         ):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("DELETE FROM meta WHERE name = 'epoch'")
+        connection.execute("DELETE FROM meta")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
     connection.close()
     with pytest.raises(errors.LedgerOld, match="has schema 0001"):
@@ -290,7 +308,10 @@ def test_a_ledger_of_the_first_schema_is_brought_up_to_date(path: Path) -> None:
 
 def described(connection: sa.Connection) -> dict[str, object]:
     inspector = sa.inspect(connection)
-    found: dict[str, object] = {"nobody": connection.execute(sa.select(schema.instances)).all()}
+    found: dict[str, object] = {
+        "nobody": connection.execute(sa.select(schema.instances)).all(),
+        "meta": sorted(connection.execute(sa.select(schema.meta)).all()),
+    }
     for table in inspector.get_table_names():
         sql = connection.exec_driver_sql(f"SELECT sql FROM sqlite_master WHERE name = '{table}'").scalar() or ""
         found[table] = {

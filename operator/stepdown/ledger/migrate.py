@@ -12,7 +12,10 @@ from stepdown.ledger import errors, schema
 
 
 def revision_of(connection: sa.Connection, path: Path | None) -> str:
-    """The schema that the file has; refuses what this build does not know."""
+    """The schema that the file has; refuses what this build cannot work on.
+
+    A newer one may say that it only adds to what this build knows: then it is as good as this build's own.
+    """
     try:
         revision = connection.execute(sa.select(schema.version.c.version_num)).scalar()
     except sa.exc.OperationalError as error:
@@ -20,6 +23,9 @@ def revision_of(connection: sa.Connection, path: Path | None) -> str:
             f"the ledger {path} says nowhere which schema it has: it is damaged. Bring it back from a backup"
         ) from error
     if revision not in schema.REVISIONS:
+        oldest = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.name == "oldest")).scalar()
+        if oldest in schema.REVISIONS:
+            return schema.REVISIONS[-1]
         raise errors.LedgerNewer(
             f"the ledger {path} has schema {revision}; this build knows up to {schema.REVISIONS[-1]}. Run the newer Stepdown "
             "that wrote it, or bring back a backup from before the upgrade"

@@ -21,7 +21,7 @@ ZERO = text("0")
 version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
 
 meta = Table("meta", metadata, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
-"""`epoch` is always there: whoever writes looks at it first (`epoch`)."""
+"""`epoch` is always there: whoever writes looks at it first (`epoch`). `oldest`: see OLDEST (`migrate`)."""
 
 names = Table(
     "names",
@@ -158,7 +158,10 @@ accepted_specs = Table(
 )
 """The last accepted spec of each object: what is in force while an object is invalid."""
 
-FIRST_EPOCH = {"name": "epoch", "value": "0"}
+OLDEST = "0002"
+"""The oldest schema whose builds can work on the newest: a release only adds to it, so that `helm rollback` works."""
+
+FIRST_META = ({"name": "epoch", "value": "0"}, {"name": "oldest", "value": OLDEST})
 
 NOBODY = {
     "id": 0,

@@ -119,7 +119,7 @@ def _fill(database: Database) -> None:
         schema.metadata.create_all(connection)
         connection.execute(schema.version.insert(), {"version_num": schema.REVISIONS[-1]})
         connection.execute(schema.instances.insert(), schema.NOBODY)
-        connection.execute(schema.meta.insert(), schema.FIRST_EPOCH)
+        connection.execute(schema.meta.insert(), schema.FIRST_META)
 
 
 def _make(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The leader's epoch, and what a ledger needs to be told from an older copy of itself. Only adds: a build of 0001 can go on."""
+"""The leader's epoch, and what a ledger needs to be told from an older copy of itself."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,4 +13,4 @@ def upgrade() -> None:
     op.add_column("instances", sa.Column("unheard", sa.Integer(), nullable=False, server_default=zero))
     op.add_column("accounts", sa.Column("awaited", sa.BigInteger(), nullable=False, server_default=zero))
     op.add_column("accounts", sa.Column("unaccounted", sa.BigInteger(), nullable=False, server_default=zero))
-    op.execute("INSERT INTO meta (name, value) VALUES ('epoch', '0')")
+    op.execute("INSERT INTO meta (name, value) VALUES ('epoch', '0'), ('oldest', '0002')")
