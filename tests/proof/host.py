@@ -3,6 +3,7 @@
 A SIGKILL ends all at one instant: the log is then what it is, connections are cut, nothing that its tasks still do is seen.
 """
 
+import os
 import random
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
@@ -153,6 +154,11 @@ class Host:
     def log(self) -> Path:
         return self.folder / "log"
 
+    @property
+    def _kept(self) -> Path:
+        """The very file that was the log at the instant of a kill."""
+        return self.folder / "log.struck"
+
     def start(self) -> None:
         """Raises LogUnavailable."""
         self.process = _Process(self.name)
@@ -224,6 +230,8 @@ class Host:
         if not self.alive:
             return
         self._struck = self.log.read_bytes()
+        self._kept.unlink(missing_ok=True)
+        os.link(self.log, self._kept)
         self.alive = self.process.alive = False
         self.holds = self.till.holds()
         self._truth.hosts.remove(self)
@@ -237,6 +245,7 @@ class Host:
         assert self._struck is not None
         await self.process.end()
         self.state.close(finished=False)
+        self._kept.replace(self.log)
         with self.log.open("r+b") as file:
             file.write(self._struck)
 

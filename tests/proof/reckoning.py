@@ -24,7 +24,7 @@ async def reckon(world: World) -> None:
     world.look()
     unreconciled = [balance.unreconciled_nusd for balance in keeper.balances().values()]
     truth.tally.unreconciled_nusd = max(unreconciled, default=0)
-    if truth.lost:
+    if truth.lost or world.put_back:  # (an older ledger may think that somebody who has closed is still open)
         await asyncio.sleep(HORIZON_S + LONGEST_S + 5.0)
         world.look()
         unreconciled = [balance.unreconciled_nusd for balance in keeper.balances().values()]

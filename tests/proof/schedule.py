@@ -247,7 +247,6 @@ class Schedule:
 
     async def witness_away(self) -> None:
         self.world.witness.away = True
-        self.world.truth.calm = False
         await asyncio.sleep(self.chance.uniform(1.0, 10.0))
         self.world.witness.away = False
 

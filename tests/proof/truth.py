@@ -105,7 +105,8 @@ class Truth:
         """By account: what those hold that do not run, closed ones' spend included, as of the last look at the ledger."""
         self.look: Callable[[], None] = lambda: None
         self.lost: set[str] = set()
-        self.calm = True
+        self.calm: Callable[[], bool] = lambda: True
+        """Whether nothing is under way that holds money back: no witness that cannot be raised, no disk that is full."""
         self.quiet = False
         """Nobody asks for anything: time has to pass."""
         self._lows: list[dict[str, int]] = [{}, {}, {}]
@@ -276,6 +277,9 @@ class Truth:
     def disturbed(self) -> None:
         """Something went wrong: what lies there now is on its way."""
         self.look()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._lows = [{}, {}, {}]
         self._spoken.clear()
         self._round_s = self._earlier_s = self._now_s()
@@ -284,6 +288,9 @@ class Truth:
 
     def exchanged(self, host: "Host", began_s: float) -> None:
         """One exchange with the keeper is over. When everybody has had one since the round began, another begins."""
+        if not self.calm():
+            self._begin_anew()
+            return
         if began_s >= self._round_s:
             self._spoken.add(host)
         if not all(each in self._spoken for each in self.hosts):
@@ -307,7 +314,7 @@ class Truth:
     def refused(self, wait: Waiting, needed: int, what: str) -> None:
         """For want of money: two whole exchanges of everybody had it, in the wait or right before."""
         self.tally.refusals += 1
-        if not self.calm:
+        if not self.calm():
             return
         self.tally.judged += 1
         most = max(wait.most, self._lain(wait.hard, 3))

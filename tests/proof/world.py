@@ -41,7 +41,7 @@ class World:
         self.steps_s = 0.0
         """How far the keeper's clock is off."""
         self.truth = Truth(loop.time)
-        self.truth.look = self.look
+        self.truth.look, self.truth.calm = self.look, self.is_calm
         self.upstream = loop.upstream = Upstream(seed, self.truth)
         self.witness = MemoryWitness(random.Random(f"witness {seed}"))
         self.network = Network(random.Random(f"network {seed}"), self.keeper_of)
@@ -225,8 +225,6 @@ class World:
         keeper = self.leader
         if keeper is None or not keeper.process.alive:
             return
-        stuck = self.witness.away or keeper.service.standstill or any(host.full for host in self.hosts)
-        self.truth.calm = not stuck
         balances = keeper.balances()
         live = {host.till.log.identity.instance for host in self.truth.hosts}
         others = {name: balance.committed_nusd for name, balance in balances.items()}
@@ -237,6 +235,11 @@ class World:
                     others[lease.account] -= held
         self.truth.others = others
         self.truth.committed(balances, self.ledger_s())
+
+    def is_calm(self) -> bool:
+        keeper = self.leader
+        stuck = self.witness.away or keeper is None or keeper.service.standstill or any(host.full for host in self.hosts)
+        return not stuck
 
     # Proxies
 
