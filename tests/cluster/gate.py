@@ -26,6 +26,7 @@ class Gate:
         self._cluster = cluster
         self.writes: list[str] = []
         self._last_s = time.monotonic()
+        self._failing = 0
         self._cut_at, self._cut = -1, lambda: None
         self.is_cut = threading.Event()
 
@@ -34,6 +35,10 @@ class Gate:
         self.writes.clear()
         self.is_cut.clear()
         self._cut_at, self._cut = write, cut
+
+    def fail(self, status: int) -> None:
+        """Every request is answered so from now on, and every stream cut; 0: none any more."""
+        self._failing = status
 
     def rests(self, for_s: float) -> bool:
         """Whether there was no write for so long."""
@@ -64,6 +69,8 @@ class Gate:
             await runner.cleanup()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._failing:
+            return _failure(self._failing)
         body = await request.read()
         headers = {
             name: value for name, value in request.headers.items() if name.lower() not in (*_HOP, "host", "authorization")
@@ -87,8 +94,24 @@ class Gate:
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
+                    if self._failing:
+                        break
                 await response.write_eof()
             return response
+
+
+def _failure(status: int) -> web.Response:
+    """As an API server says it."""
+    reasons = {429: "TooManyRequests", 500: "InternalError"}
+    body = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "reason": reasons[status],
+        "code": status,
+        "message": "no",
+    }
+    return web.json_response(body, status=status, headers={"Retry-After": "1"} if status == 429 else None)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from devcluster import ControlPlane
 
-from stepdown.cluster.kinds import DEPLOYMENT, SERVICE
-from tests.cluster.operator_world import World, install, until, world
+from stepdown.cluster.kinds import DEPLOYMENT, LEASE, SERVICE
+from tests.cluster.gate import gate
+from tests.cluster.operator_world import Object, World, install, until, world
 
 
 @pytest.fixture
@@ -24,6 +25,9 @@ def test_an_operator_that_was_there_before_its_crds_says_so_and_begins_when_they
     assert "there is no ModelRoute in the API server yet" in line
     assert operator.get("/healthz")[0] == 200
     assert operator.get("/readyz") == (503, "not everything has been listed yet\n")
+    assert operator.stop() == 0, "nor does a rollout wait for them"
+    operator = here.operator().launch()
+    operator.wait_for("install the CRDs")
     install(here.cluster)
     operator.wait_for('"event": "ready"')
     assert operator.get("/readyz")[0] == 200
@@ -69,6 +73,45 @@ def test_an_api_server_that_was_killed_and_came_back_is_caught_up_with(here: Wor
     here.until_condition("ModelRoute", "second", "Ready", "True", timeout_s=60)
     until(lambda: proxy.chat("chat")[0] == 404, "the deleted route is gone", 60)
     assert operator.process.poll() is None, operator.text
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_an_api_server_that_refuses_everything_is_waited_for(here: World, status: int) -> None:
+    """A storage that is full, a server that is overloaded: it passes, and nobody should have to restart anything."""
+    install(here.cluster)
+    with gate(here.cluster) as between:
+        operator = here.operator(between.kubeconfig(here.path / "kubeconfig")).start()
+        here.apply(here.proxy(), here.route())
+        (proxy,) = here.proxies()
+        here.until_condition("ModelRoute", "chat", "Ready", "True")
+        between.fail(status)
+        here.apply(here.route("second", "Qwen3-8B"))
+        here.delete("ModelRoute", "chat")
+        operator.wait_for("the lease is not renewed")
+        assert proxy.chat()[0] == 200
+        between.fail(0)
+        here.until_condition("ModelRoute", "second", "Ready", "True", timeout_s=60)
+        until(lambda: proxy.chat()[0] == 404, "the deleted route is gone", 60)
+        assert operator.process.poll() is None, operator.text
+
+
+def test_an_operator_whose_lease_another_has_ends(here: World) -> None:
+    """Two that answer would be fenced by the ledger; two that write would undo each other's work for ever."""
+    install(here.cluster)
+    operator = here.operator().start()
+    status, lease = here.cluster.request("GET", LEASE.path(here.namespace, "stepdown"))
+    assert status == 200
+    lease["spec"] |= {"holderIdentity": "another", "leaseDurationSeconds": 3600}
+    until(lambda: taken(here, lease), "the Lease is another's")
+    operator.wait_for("another replica has the lease", timeout_s=40)
+    assert operator.process.wait(30) == 1
+
+
+def taken(here: World, lease: Object) -> bool:
+    """Against a holder that renews every two seconds."""
+    path = LEASE.path(here.namespace, "stepdown")
+    lease["metadata"]["resourceVersion"] = here.cluster.request("GET", path)[1]["metadata"]["resourceVersion"]
+    return here.cluster.request("PUT", path, lease)[0] == 200
 
 
 def test_rights_that_are_taken_away_are_named_and_once_back_all_is_made_up_for(here: World) -> None:
