@@ -205,6 +205,11 @@ class Host:
         near.attach(protocol)
         return near
 
+    def part(self, parted: bool) -> None:
+        """Cuts it off from the keeper, or lets it come back."""
+        self.partitioned = parted
+        self._truth.disturbed()
+
     # Ends
 
     def order(self, point: Point, nth: int, state: State) -> None:

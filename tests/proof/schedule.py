@@ -229,18 +229,18 @@ class Schedule:
 
     async def partition(self) -> None:
         if (host := self._host()) is not None:
-            host.partitioned = True
+            host.part(True)
             await asyncio.sleep(self.chance.choice((2.0, 6.0, HORIZON_S + 5.0)))
-            host.partitioned = False
+            host.part(False)
 
     async def partition_until_settled(self) -> None:
         """It comes back after its lease was settled: it has to take another name."""
         if (host := self._host()) is not None and len(self.world.hosts) > 1:
             self.stop_s += 90.0
-            host.partitioned = True
+            host.part(True)
             await asyncio.sleep(HORIZON_S + LONGEST_S + 12.0)
             await self.world.settle_lost()
-            host.partitioned = False
+            host.part(False)
 
     async def step_the_clock(self) -> None:
         self.world.steps_s += self.chance.choice((-30.0, -2.0, -0.5, 0.5, 2.0, 20.0))

@@ -7,7 +7,7 @@ from tests.proof.schedule import play
 from tests.proof.truth import Violation
 
 
-@pytest.mark.parametrize("seed", range(1, 13))
+@pytest.mark.parametrize("seed", range(1, 9))
 def test_the_ceiling_holds_whatever_goes_wrong(seed: int) -> None:
     """Somebody's bill would pass the ceiling, or a request be refused that there was money for. `make prove` has a thousand."""
     play(seed)
