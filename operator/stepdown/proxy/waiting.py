@@ -101,11 +101,12 @@ class Waiter:
         """A rung that serves nothing yet: all that the keeper has left, where nobody else holds any of it.
 
         With the last of an account in one place, the next settlement serves the first who waits at once, and not after a
-        message, while everybody else sees money that nobody takes.
+        message, while everybody else sees money that nobody takes. Once it is here it is not asked for again: what a ticket
+        earmarks is not recalled, though it may serve somebody elsewhere.
         """
         if not all(lease.sole for lease in self.leases) or self.could_be_granted():
             return None
-        if not any(lease.headroom_nusd for lease in self.leases):
+        if not any(lease.headroom_nusd for lease in self.leases if lease.free < self.cheapest_nusd):
             return None
         return {lease.account: min(self.cheapest_nusd, lease.free + lease.headroom_nusd) for lease in self.leases}
 
