@@ -1,6 +1,11 @@
-"""What every test folder shares: the `--rewrite-golden` flag, registered at the root for any selection of tests."""
+"""What every test folder shares: the `--rewrite-golden` flag, registered at the root for any selection of tests, and that no
+property has a time limit: a machine that many share is slow now and then, and says nothing about the code."""
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

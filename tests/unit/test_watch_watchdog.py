@@ -90,8 +90,8 @@ def test_a_loop_that_turns_goes_on() -> None:
 import asyncio
 from stepdown.watch.watchdog import LoopWatch
 async def main():
-    LoopWatch(stall_s=1).start()
-    for _ in range(30):
+    LoopWatch(stall_s=4).start()
+    for _ in range(60):
         await asyncio.sleep(0.1)
 asyncio.run(main())
 """
