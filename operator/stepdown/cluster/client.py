@@ -113,17 +113,21 @@ class Cluster:
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
-    async def list(self, kind: KindRef, namespace: str = "", *, labels: str = "", metadata_only: bool = False) -> Listing:
-        """Every object, read in pages. Pages that expire while they are read are begun anew, then asked for in one."""
+    async def list(
+        self, kind: KindRef, namespace: str = "", *, labels: str = "", metadata_only: bool = False, owned: bool = True
+    ) -> Listing:
+        """Every object, read in pages. Pages that expire while they are read are begun anew, then asked for in one.
+
+        `owned`: with metadata.managedFields, which may be the larger part of an object."""
         for page in (PAGE, PAGE, 0):
             try:
-                return await self._list(kind, namespace, labels, metadata_only, page)
+                return await self._list(kind, namespace, labels, metadata_only, owned, page)
             except Gone:
                 if not page:
                     raise
         raise AssertionError("the loop returns or raises")
 
-    async def _list(self, kind: KindRef, namespace: str, labels: str, metadata_only: bool, page: int) -> Listing:
+    async def _list(self, kind: KindRef, namespace: str, labels: str, metadata_only: bool, owned: bool, page: int) -> Listing:
         what = f"list {kind.plural}" + (f" in {namespace}" if namespace else "")
         query = [("labelSelector", labels)] if labels else []
         if page:
@@ -138,7 +142,10 @@ class Cluster:
             # Unknown is never empty: an answer that is no list must not read as "there are none".
             if not isinstance(meta, dict) or not isinstance(meta.get("resourceVersion"), str) or "items" not in answer:
                 raise Unavailable(f"{what}: the answer is not a list of {kind.plural}")
-            items += (_typed(item, kind, what) for item in found or ())
+            for item in found or ():
+                items.append(_typed(item, kind, what))
+                if not owned:
+                    items[-1]["metadata"].pop("managedFields", None)
             token = meta.get("continue") or ""
             if not token:
                 return Listing(items, meta["resourceVersion"])

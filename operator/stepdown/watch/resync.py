@@ -74,7 +74,7 @@ class Resync:
     async def _take(self, name: str) -> None:
         """A whole LIST, contents included."""
         since = self._store.newest(name)
-        listing = await self._cluster.list(KINDS[name])
+        listing = await self._cluster.list(KINDS[name], owned=False)
         everything = await asyncio.to_thread(self._read, name, listing)
         changed = self._store.replace(name, everything, int(listing.resource_version), since)
         for seen in everything:
@@ -88,7 +88,7 @@ class Resync:
 
     async def _compare(self, name: str) -> None:
         since = self._store.newest(name)
-        listing = await self._cluster.list(KINDS[name], metadata_only=True)
+        listing = await self._cluster.list(KINDS[name], metadata_only=True, owned=False)
         version = int(listing.resource_version)
         entries = [
             (key_of(each["metadata"]), each["metadata"]["uid"], int(each["metadata"]["resourceVersion"]))
