@@ -21,7 +21,7 @@ from tests.cluster.operator_world import Operator
 
 from bench.machine import BenchError, described, stolen_s, versions
 from bench.plane import change, cold, crossing, idle
-from bench.plane.scene import PROXIES, passes, scene
+from bench.plane.scene import PROXIES, memory_mb, passes, scene
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ class _Raw(dict[str, Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conditions: dict[str, dict[str, float]] = {}
+        self.conditions: dict[str, dict[str, Any]] = {}
 
     def run(self, name: str, phase: Coroutine[Any, Any, T], operator: Operator | None = None) -> T:
         """`operator`: the one that runs all the while."""
@@ -126,8 +126,13 @@ class _Raw(dict[str, Any]):
         if operator is not None and before is not None:
             after = passes(operator)
             count = after["count"] - before["count"]
-            self.conditions[name] |= {"passes": count, "pass_mean_s": round((after["sum"] - before["sum"]) / max(count, 1), 4)}
-        print(f"{time.strftime('%H:%M:%S')} {name}: {json.dumps(found[1] if isinstance(found, tuple) else found)}", flush=True)
+            self.conditions[name] |= {
+                "memory_mb": memory_mb(operator.process.pid),
+                "passes": count,
+                "pass_mean_s": round((after["sum"] - before["sum"]) / max(count, 1), 4),
+            }
+        told = found[1] if isinstance(found, tuple) else found
+        print(f"{time.strftime('%H:%M:%S')} {name}: {json.dumps(told)} {json.dumps(self.conditions[name])}", flush=True)
         return found
 
 

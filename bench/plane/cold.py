@@ -20,14 +20,14 @@ class Size:
     routes: int
     budgets: int
     free: int
-    """Of the routes: how many no team's budget binds."""
+    """Of the routes: how many are free of any team's budget and can be changed."""
 
 
 async def started_cold(scene: Scene, size: Size) -> tuple[Operator, dict[str, Any]]:
     """Everything exists, nothing was ever reconciled; the clock starts with the operator's process, and pods' proxies start as
     soon as there are pods."""
     async with Api(scene.cluster, scene.namespace) as api:
-        created_s = await api.create([scene.fleet(), _catalog(), *scene.budgets(size.budgets)])
+        created_s = await api.create([scene.catalog(), scene.fleet(), *scene.budgets(size.budgets)])
         created_s += await api.create(scene.routes(size.routes, size.free, size.budgets))
         async with (
             api.watch("ModelRoute") as routes,
@@ -97,12 +97,3 @@ def _all(found: Mapping[str, Thing], type_: str) -> bool:
 async def _until_proxies(scene: Scene, began_s: float) -> float:
     await asyncio.to_thread(scene.start_proxies)
     return time.monotonic() - began_s
-
-
-def _catalog() -> dict[str, Any]:
-    return {
-        "apiVersion": "stepdown.dev/v1alpha1",
-        "kind": "ModelCatalog",
-        "metadata": {"name": "bench"},
-        "spec": {"models": []},
-    }

@@ -20,7 +20,7 @@ from bench.machine import BenchError
 from bench.plane.api import Api, Thing, Watch
 from bench.plane.change import request, summary
 from bench.plane.probe import Asking, served
-from bench.plane.scene import FREE, LOWER_TIER, Scene
+from bench.plane.scene import DEAR, FREE, LOWER_TIER, Scene
 from stepdown.model.money import nusd_to_usd, usd_to_nusd
 
 ROUTE = f"{FREE}-0000"
@@ -28,8 +28,8 @@ AT_PERCENT = 80
 _BEFORE = 10
 """Requests until the one that crosses, about."""
 _WORDS, _TOKENS = 1500, 500
-_SEED = 600
-"""Requests before the first crossing, so that a month's cost is many times a request's."""
+_SEED = 400
+"""Dear requests before the first crossing, so that a month's cost is many times a request's, as in use."""
 _SYNCED_S = 3.0
 _VISIBLE_S = 30.0
 _AMPLE_USD = "1000.00"
@@ -59,7 +59,7 @@ async def crossings(scene: Scene, operator: Operator, count: int, routes: int) -
     ):
         connections = [await Asking.open(proxy.port) for proxy in scene.proxies]
         for _ in range(_SEED):
-            await _spend(connections[0])
+            await _spend(connections[0], DEAR)
         crossing = _Crossing(scene, operator, api, _Watches(every, budgets, events), connections, routes)
         for kind in ("Soft", "Hard"):
             made[kind.lower()] = _summed([await crossing.seen(kind, number) for number in range(count)])
@@ -151,8 +151,8 @@ class _Told(msgspec.Struct):
     balances: dict[str, _Balance]
 
 
-async def _spend(connection: Asking) -> int:
-    answer = await connection.ask(request(ROUTE, words=_WORDS, most_tokens=_TOKENS))
+async def _spend(connection: Asking, route: str = ROUTE) -> int:
+    answer = await connection.ask(request(route, words=_WORDS, most_tokens=_TOKENS))
     if answer.status != 200:
         raise BenchError(f"a request that should spend was answered {answer.status}: {answer.body[:500]!r}")
     return usd_to_nusd(connection.headers["x-stepdown-cost-usd"])

@@ -20,10 +20,12 @@ from release import helm
 from tests.cluster.operator_world import Operator, Proxy, World, world
 
 PROXIES = 4
-BUDGETED, FREE = "team", "free"
-"""Routes under a budget of their team's; routes under none, which a request makes no proxy ask the operator for money."""
+BUDGETED, FREE, DEAR = "team", "free", "dear"
+"""Routes under a budget of their team's; routes under none, by which a request makes no proxy ask the operator for money; one
+that spends a month's money in seconds."""
 MODELS = ("Qwen3-14B", "Qwen3-32B")
 """Of one tier, so that a step hides both."""
+DEAR_MODEL = "Kimi K2.5"
 LOWER_TIER = "UltraBudget"
 USER = f"system:serviceaccount:{helm.NAMESPACE}:stepdown"
 _AUDIT = {
@@ -54,7 +56,12 @@ class Scene:
         self.proxies = self.place.proxies(PROXIES)
 
     def fleet(self) -> Object:
-        return self.place.proxy(replicas=PROXIES)
+        return self.place.proxy(replicas=PROXIES, catalogRefs=[{"name": DEAR}])
+
+    def catalog(self) -> Object:
+        """With a price for one model at which few requests cost what a month does."""
+        model = {"name": DEAR_MODEL, "inputUSDPerMTok": "100", "outputUSDPerMTok": "100"}
+        return self.place.object("ModelCatalog", DEAR, {"models": [model]})
 
     def budgets(self, count: int) -> list[Object]:
         """One a team, Hard, of a size that no run of the bench comes near."""
@@ -64,9 +71,10 @@ class Scene:
         ]
 
     def routes(self, count: int, free: int, budgets: int) -> list[Object]:
-        """`free` of them without a label, the others spread over the teams."""
+        """`free` of them and the dear one without a label, the others spread over the teams."""
         made = [self.place.route(f"{FREE}-{number:04}", MODELS[0]) for number in range(free)]
-        for number in range(count - free):
+        made.append(self.place.route(DEAR, DEAR_MODEL))
+        for number in range(count - len(made)):
             route = self.place.route(f"{BUDGETED}-{number:04}", MODELS[0])
             route["metadata"]["labels"] = {BUDGETED: f"{number % budgets:03}"}
             made.append(route)
