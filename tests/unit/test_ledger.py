@@ -1,4 +1,7 @@
-"""The lease protocol, rule by rule. If one fails, a budget is passed, a request refused for nothing, or money locked up."""
+"""The lease protocol, rule by rule, on both databases. If one fails, a budget is passed, a request refused for nothing, or
+money locked up."""
+
+from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -19,10 +22,10 @@ HORIZON_S = 600.0
 
 
 class Keeper:
-    """A ledger in memory, with what tests say over and over."""
+    """A new ledger, with what tests say over and over."""
 
-    def __init__(self) -> None:
-        self.ledger = Ledger.open(":memory:", create=True)
+    def __init__(self, url: str) -> None:
+        self.ledger = Ledger.open(url, create=True)
         self.now_s = NOW_S
         self.seqs: dict[str, int] = {}
         self.digests: dict[int, str] = {}
@@ -68,11 +71,18 @@ def chat(cost: int, day: int = START_S // DAY_S, route: str = "shop/chat") -> Co
 
 
 @pytest.fixture
-def keeper() -> Keeper:
+def unbound(ledger_url: str) -> Iterator[Keeper]:
+    """Without a budget."""
+    keeper = Keeper(ledger_url)
+    yield keeper
+    keeper.ledger.close()
+
+
+@pytest.fixture
+def keeper(unbound: Keeper) -> Keeper:
     """A budget of 1,000 nUSD over one route."""
-    keeper = Keeper()
-    keeper.bind(binding(1000))
-    return keeper
+    unbound.bind(binding(1000))
+    return unbound
 
 
 # Asks -----------------------------------------------------------------------------------------------------------------
@@ -173,9 +183,9 @@ def test_idle_money_is_shared_fairly_and_stays_small() -> None:
     assert fair_shares(0, {1: 5, 2: 5}) == {1: 0, 2: 0}
 
 
-def test_wants_are_granted_up_to_half_a_percent_together() -> None:
+def test_wants_are_granted_up_to_half_a_percent_together(unbound: Keeper) -> None:
     """Idle money at one proxy is missing at another when the budget ends."""
-    keeper = Keeper()
+    keeper = unbound
     keeper.bind(binding(1_000_000))
     for _ in range(3):
         for name in "abcd":
@@ -331,9 +341,9 @@ def test_a_proxy_without_config_obeys_empty_shards_only(keeper: Keeper) -> None:
     assert keeper.balance().enforced
 
 
-def test_a_new_budget_opens_with_what_its_routes_have_spent() -> None:
+def test_a_new_budget_opens_with_what_its_routes_have_spent(unbound: Keeper) -> None:
     """A budget made in mid-month would allow the month's limit once more."""
-    keeper = Keeper()
+    keeper = unbound
     keeper.bind()
     old = keeper.publish("one")
     keeper.say("gone", counters=(chat(30), chat(500, route="shop/else")), acknowledged=old, closing=True)
@@ -349,9 +359,9 @@ def test_a_new_budget_opens_with_what_its_routes_have_spent() -> None:
     assert (keeper.balance().opening_nusd, keeper.balance().settled_nusd) == (200, 40)
 
 
-def test_traffic_that_a_lease_has_charged_opens_nothing() -> None:
+def test_traffic_that_a_lease_has_charged_opens_nothing(unbound: Keeper) -> None:
     """Between the new config and the end of the last old request a route is served under both: nothing is charged twice."""
-    keeper = Keeper()
+    keeper = unbound
     keeper.bind()
     old = keeper.publish("one")
     keeper.say("a", counters=(chat(100),), acknowledged=old)

@@ -21,12 +21,13 @@ def ask(seq: int, nusd: int, instance: str = "a", consumed: int = 0) -> SyncRequ
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[tuple[Ledger, Ledger]]:
+def two(ledger_url: str, tmp_path: Path) -> Iterator[tuple[Ledger, Ledger]]:
     """Two processes with the same ledger, as two replicas have it; the first leads."""
-    first = Ledger.open(tmp_path / "ledger", create=True)
+    where = str(tmp_path / "ledger") if ledger_url == ":memory:" else ledger_url
+    first = Ledger.open(where, create=True)
     first.take_epoch("stepdown-0")
     first.bind([BINDING], 100.0)
-    second = Ledger.open(tmp_path / "ledger", create=False, beside=True)
+    second = Ledger.open(where, create=False, beside=True)
     yield first, second
     first.close()
     second.close()

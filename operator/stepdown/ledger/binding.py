@@ -25,7 +25,10 @@ DAY_S = 86_400
 FEW = 16
 """Accounts that a query may name one by one."""
 
-_IN_PERIOD = ((counters.c.day + 1) * DAY_S > accounts.c.start_s, counters.c.day * DAY_S < accounts.c.end_s)
+DAY = sa.literal(DAY_S, sa.BigInteger)
+"""For products that are larger than 32 bits."""
+
+_IN_PERIOD = ((counters.c.day + 1) * DAY > accounts.c.start_s, counters.c.day * DAY < accounts.c.end_s)
 """Counters are by UTC day: an edge day counts in full."""
 
 Pair = tuple[int, int]

@@ -25,6 +25,8 @@ def check(request: SyncRequest) -> None:
     for name in _names(request):
         if not 0 < len(name) <= MAX_NAME:
             raise LedgerRefused(f"sync from {request.instance}: a name has {len(name)} characters; 1 to {MAX_NAME} are valid")
+        if "\0" in name:
+            raise LedgerRefused(f"sync from {request.instance}: the name {name!r} has a character that no database can keep")
     if not 0.0 <= request.longest_s <= MAX_SILENCE_S:
         raise LedgerRefused(f"sync from {request.instance}: longest_s is {request.longest_s}; 0 to {MAX_SILENCE_S} are valid")
     for where, number in _numbers(request):
@@ -36,6 +38,7 @@ def check(request: SyncRequest) -> None:
 
 
 def _names(request: SyncRequest) -> Iterator[str]:
+    yield request.instance
     yield request.fleet
     for report in request.leases:
         yield report.account

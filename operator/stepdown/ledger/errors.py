@@ -11,12 +11,13 @@ LedgerError
 ├── LedgerFull          the disk is full
 ├── LedgerReadOnly      the file or its filesystem cannot be written
 ├── LedgerUnavailable   any other failure of the disk or the database
+│   └── LedgerInterrupted   the database gave the transaction up, or the connection broke: the next may do
 └── LedgerRefused       the request itself is not acceptable; the ledger is well
 """
 
 
 class LedgerError(Exception):
-    """The ledger did not do what it was asked; nothing of it has happened."""
+    """The ledger did not do what it was asked; nothing of it has happened, unless it says that it may have."""
 
 
 class LedgerMissing(LedgerError):
@@ -57,6 +58,15 @@ class LedgerReadOnly(LedgerError):
 
 class LedgerUnavailable(LedgerError):
     """The disk or the database failed."""
+
+
+class LedgerInterrupted(LedgerUnavailable):
+    """A conflict with another transaction, a lost connection, a database that restarts. Tried again a few times already."""
+
+    def __init__(self, message: str, *, unsure: bool = False) -> None:
+        """`unsure`: it broke while it was being committed, so that it may have happened."""
+        super().__init__(message)
+        self.unsure = unsure
 
 
 class LedgerRefused(LedgerError):

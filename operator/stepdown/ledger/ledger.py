@@ -2,24 +2,24 @@
 
 `sync.service` and `local` hold one `Ledger` and call it from one worker thread; `cli` opens others to read. Every method is one
 transaction: it has happened whole when it returns, and not at all when it raises. What decides is pure (`desk`, `lease`,
-`policy`); what is stored is in `store`, `binding` and `traffic`; SQLite's ways are in `sqlite`.
+`policy`); what is stored is in `store`, `binding` and `traffic`; where, in `database`.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance, Binding
 from stepdown.ledger import binding, closing, epoch, errors, migrate, store, terms, traffic, verify, views
 from stepdown.ledger.check import check
+from stepdown.ledger.database import Database, again, open_database
 from stepdown.ledger.desk import Pressure
 from stepdown.ledger.marks import EPOCH, Marks
 from stepdown.ledger.round import Published, Round
 from stepdown.ledger.schema import REVISIONS, accepted_specs
-from stepdown.ledger.sqlite import Database, open_database
 from stepdown.ledger.traffic import RouteTotal
 from stepdown.ledger.views import InstanceView
 from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
@@ -27,6 +27,8 @@ from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
 _SEEN, _REVISION = "seen_s", "revision"
 _NEVER = -1
 """An epoch that nobody has."""
+
+T = TypeVar("T")
 
 
 class Judged(NamedTuple):
@@ -47,15 +49,14 @@ class Ledger:
         self._names = store.Names()
         self._pressure = Pressure()
         self._published = Published()
-        self._epoch = 0
+        self._epoch = self._turn = 0
         self._marks: Marks | None = None
         self._began_s = 0.0
         self._awaiting = False
         self._lost = False
         self.revision = 0
         self._seen_s = 0.0
-        with self._transaction() as connection:
-            self._remember(connection)
+        self._read(self._remember)
 
     @classmethod
     def open(cls, path_or_url: str | Path, *, create: bool, read_only: bool = False, beside: bool = False) -> "Ledger":
@@ -63,14 +64,14 @@ class Ledger:
 
         `beside`: while its keeper may be at work. Whoever means to write what a keeper writes must take the epoch.
         """
-        database = open_database(_path(path_or_url), create=create, read_only=read_only, beside=beside)
+        database = open_database(path_or_url, create=create, read_only=read_only, beside=beside)
         try:
-            with database.transaction() as connection:
-                found = migrate.revision_of(connection, database.path)
+            with database.opening() as connection:
+                found = migrate.revision_of(connection, database.where)
                 if found != REVISIONS[-1]:
                     if read_only or beside:
                         raise errors.LedgerOld(
-                            f"the ledger {database.path} has schema {found}, this build reads {REVISIONS[-1]}: "
+                            f"the ledger {database.where} has schema {found}, this build reads {REVISIONS[-1]}: "
                             "its keeper upgrades it"
                         )
                     migrate.upgrade(connection)
@@ -82,8 +83,8 @@ class Ledger:
     def close(self) -> None:
         """A keeper that has granted under a witness says that this was all: the next need not doubt."""
         if self._marks is not None and self._epoch and self._marks.known.get(EPOCH, 0) >= self._epoch:
-            with suppress(errors.LedgerError), self._writing() as connection:
-                terms.close(connection, self._epoch)
+            with suppress(errors.LedgerError):
+                self._write(lambda connection: terms.close(connection, self._epoch))
         self._epoch = _NEVER
         self._database.close()
 
@@ -97,28 +98,52 @@ class Ledger:
 
         To be called before anything is written, and before `publish`.
         """
-        with self._transaction() as connection:
-            number = epoch.take(connection, holder)
+
+        def take(connection: sa.Connection) -> epoch.Epoch:
+            taken = epoch.take(connection, holder)
             self._remember(connection)
+            return taken
+
+        taken = self._write(take, fenced=False)
         self._names.forget()
-        self._epoch = number
-        return number
+        self._epoch, self._turn = taken.number, taken.turn
+        return taken.number
 
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        """A transaction that may change something, or LedgerFenced before it has."""
-        with self._transaction() as connection:
-            epoch.check(connection, self._epoch)
-            yield connection
+    def _read(self, work: Callable[[sa.Connection], T]) -> T:
+        def attempt() -> T:
+            with self._database.transaction(write=False) as connection:
+                return work(connection)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        try:
+        return again(attempt, self._names.forget)
+
+    def _write(
+        self,
+        work: Callable[[sa.Connection], T],
+        *,
+        fenced: bool = True,
+        once: bool = False,
+        failed: Callable[[], None] | None = None,
+    ) -> T:
+        """A transaction that may change something; if it is `fenced`, LedgerFenced before it has, where another keeper has it.
+
+        What it does may happen twice if an interruption leaves open whether it has happened, unless `once`.
+        """
+
+        def attempt() -> T:
             with self._database.transaction() as connection:
-                yield connection
-        except BaseException:
+                turn = epoch.check(connection, self._epoch, self._turn) if fenced else 0
+                done = work(connection)
+                if fenced and self._database.may_go_back:
+                    turn = epoch.next_turn(connection, turn)
+            self._turn = max(turn, self._turn)
+            return done
+
+        def undone() -> None:
             self._names.forget()
-            raise
+            if failed is not None:
+                failed()
+
+        return again(attempt, undone, once=once)
 
     def _now(self, now_s: float) -> float:
         """Time as far as decisions go: it never runs backwards."""
@@ -138,14 +163,17 @@ class Ledger:
         """
         now_s, marks = self._now(now_s), Marks()
         marks.reached(witness)
-        with self._writing() as connection:
-            begun = terms.begin(connection, self._epoch, witness, now_s)
-            self._awaiting = terms.settle(connection, hoping=True)
+        begun, self._awaiting = self._write(
+            lambda connection: (
+                terms.begin(connection, self._epoch, witness, now_s),
+                terms.settle(connection, hoping=True),
+            )
+        )
         self._epoch, self._began_s, self._lost = begun.epoch, now_s, begun.lost > 0
         for name, value in begun.marks.items():
             marks.want_value(name, value)
         self._marks = marks
-        self._reopen()
+        self._reopen(lost=self._lost)
         return begun
 
     def needed_marks(self) -> dict[str, int]:
@@ -156,17 +184,17 @@ class Ledger:
         """The witness holds at least these now."""
         if self._marks is not None:
             self._marks.reached(marks)
-            self._reopen()
+            self._reopen(lost=self._lost)
 
     @property
     def standstill(self) -> str:
         """Why nothing may be granted; empty when something may."""
         return self._marks.closed if self._marks is not None else ""
 
-    def _reopen(self) -> None:
+    def _reopen(self, *, lost: bool) -> None:
         assert self._marks is not None
-        if self._lost:
-            path = self._database.path
+        if lost:
+            path = self._database.where
             self._marks.closed = (
                 f"the ledger {path} is empty, but the witness knows of money that was granted: what was in it is lost. "
                 "Bring it back from a backup; or accept that all up to the marks counts as spent, with "
@@ -179,8 +207,7 @@ class Ledger:
 
     def accept_loss(self) -> None:
         """An administrator's word on an empty ledger beside marks. Its keeper hears it with the next message."""
-        with self._transaction() as connection:
-            terms.accept_loss(connection)
+        self._write(terms.accept_loss, fenced=False)
 
     # Proxies ----------------------------------------------------------------------------------------------------------
 
@@ -196,32 +223,40 @@ class Ledger:
         for request in batch:
             check(request)
         now_s = self._now(now_s)
-        wanted = dict(self._marks.wanted) if self._marks is not None else {}
-        try:
-            return self._judge(batch, now_s, patient)
-        except BaseException:
-            if self._marks is not None:  # Nothing of it has happened, so nothing of it is wanted.
-                self._marks.wanted = wanted
-            raise
+        marks = self._marks
+        wanted, short = (dict(marks.wanted), dict(marks.short)) if marks is not None else ({}, {})
 
-    def _judge(self, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int]) -> Judged:
+        def undone() -> None:
+            """Nothing of it has happened, so nothing of it is wanted."""
+            if marks is not None:
+                marks.wanted, marks.short = dict(wanted), dict(short)
+
+        judged, self._awaiting, self._lost = self._write(
+            lambda connection: self._judge(connection, batch, now_s, patient), failed=undone
+        )
+        return judged
+
+    def _judge(
+        self, connection: sa.Connection, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int]
+    ) -> tuple[Judged, bool, bool]:
+        """With whether something is awaited, and whether the ledger is lost."""
         answers: dict[int, SyncAnswer] = {}
         short: list[int] = []
-        with self._writing() as connection:
-            if self._lost and terms.accepted(connection):
-                self._lost = False
-                self._reopen()
-            store.mark_lost(connection, now_s, self._began_s)
-            revealed = self._awaiting
-            for part in _rounds(batch):
-                round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)
-                said = round_.run([batch[index] for index in part], {batch[i].instance for i in part if i in patient})
-                answers |= zip(part, said, strict=True)
-                short += (index for index in part if batch[index].instance in round_.short)
-                revealed |= round_.revealed
-            if revealed:
-                self._awaiting = self._settle(connection, now_s)
-        return Judged([answers[index] for index in range(len(batch))], tuple(short), self.needed_marks())
+        lost = self._lost and not terms.accepted(connection)
+        if lost != self._lost:
+            self._reopen(lost=lost)
+        store.mark_lost(connection, now_s, self._began_s)
+        awaiting = self._awaiting
+        for part in _rounds(batch):
+            round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)
+            said = round_.run([batch[index] for index in part], {batch[i].instance for i in part if i in patient})
+            answers |= zip(part, said, strict=True)
+            short += (index for index in part if batch[index].instance in round_.short)
+            awaiting |= round_.revealed
+        if awaiting:
+            awaiting = self._settle(connection, now_s)
+        in_order = [answers[index] for index in range(len(batch))]
+        return Judged(in_order, tuple(short), self.needed_marks()), awaiting, lost
 
     def _settle(self, connection: sa.Connection, now_s: float) -> bool:
         return terms.settle(connection, hoping=now_s < self._began_s + terms.HOPE_S)
@@ -239,11 +274,13 @@ class Ledger:
         It is closed for good; should it come back, it is told to take a new id.
         """
         now_s = self._now(now_s)
-        with self._writing() as connection:
+
+        def settle(connection: sa.Connection) -> bool:
             store.mark_lost(connection, now_s, self._began_s)
             closing.settle(connection, instance, consumed)
-            if self._marks is not None:
-                self._awaiting = self._settle(connection, now_s)
+            return self._marks is not None and self._settle(connection, now_s)
+
+        self._awaiting = self._write(settle, once=True)
 
     # The plan ---------------------------------------------------------------------------------------------------------
 
@@ -253,52 +290,50 @@ class Ledger:
         What is missing is bound no more, and keeps what it has spent.
         """
         now_s = self._now(now_s)
-        with self._writing() as connection:
-            revision = self.revision + 1
+
+        def bind(connection: sa.Connection) -> int:
+            """The revision in force; read anew, for an attempt before may have happened after all."""
+            revision = int(store.read_meta(connection, _REVISION, "0"))
             store.write_meta(connection, _SEEN, repr(now_s))
-            if binding.bind(connection, self._names, bindings, revision, now_s):
+            if binding.bind(connection, self._names, bindings, revision + 1, now_s):
+                revision += 1
                 store.write_meta(connection, _REVISION, str(revision))
-            else:
-                revision = self.revision
-        self.revision = revision
+            return revision
+
+        self.revision = self._write(bind)
 
     def accepted(self) -> dict[str, tuple[int, str]]:
         """The last accepted spec of each object: UID → (generation, spec as JSON)."""
-        with self._transaction() as connection:
-            return {row.uid: (row.generation, row.spec) for row in connection.execute(sa.select(accepted_specs))}
+        return self._read(
+            lambda connection: {row.uid: (row.generation, row.spec) for row in connection.execute(sa.select(accepted_specs))}
+        )
 
     def accept(self, specs: Mapping[str, tuple[int, str]], gone: Sequence[str] = ()) -> None:
         """Remembers accepted specs, and forgets those of objects that are gone."""
-        with self._writing() as connection:
-            views.accept(connection, specs, gone)
+        self._write(lambda connection: views.accept(connection, specs, gone))
 
     # Views ------------------------------------------------------------------------------------------------------------
 
     def balances(self, now_s: float, *, ended: bool = False) -> dict[str, Balance]:
         """Where the money of each account is; of those whose period has ended only with `ended`."""
         now_s = max(self._seen_s, now_s)
-        with self._transaction() as connection:
-            return views.balances(connection, now_s, ended=ended)
+        return self._read(lambda connection: views.balances(connection, now_s, ended=ended))
 
     def route_totals(self, since_day: int, until_day: int) -> dict[str, RouteTotal]:
         """By route, over days since 1970-01-01 UTC, both included."""
-        with self._transaction() as connection:
-            return traffic.route_totals(connection, self._names, since_day, until_day)
+        return self._read(lambda connection: traffic.route_totals(connection, self._names, since_day, until_day))
 
     def counters(self, since_day: int, until_day: int, *, by_day: bool = False) -> list[Counter]:
         """By route, model and class (and day), over all instances; both days included."""
-        with self._transaction() as connection:
-            return traffic.totals(connection, self._names, since_day, until_day, by_day)
+        return self._read(lambda connection: traffic.totals(connection, self._names, since_day, until_day, by_day))
 
     def instances(self, *, closed: bool = False) -> list[InstanceView]:
         """Every proxy process that is open or lost, and with `closed` the tombstones, with its leases."""
-        with self._transaction() as connection:
-            return views.instances(connection, closed=closed)
+        return self._read(lambda connection: views.instances(connection, closed=closed))
 
     def verify(self) -> list[str]:
         """Differences between the ledger's own sums, a sentence each; none when all is well."""
-        with self._transaction() as connection:
-            return verify.differences(connection)
+        return self._read(lambda connection: verify.differences(connection))
 
 
 def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:
@@ -313,16 +348,3 @@ def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:
         speakers.add(request.instance)
     if part:
         yield part
-
-
-def _path(path_or_url: str | Path) -> Path | None:
-    if isinstance(path_or_url, Path):
-        return path_or_url
-    if path_or_url in (":memory:", "sqlite://"):
-        return None
-    scheme, separator, rest = path_or_url.partition("://")
-    if not separator:
-        return Path(path_or_url)
-    if scheme != "sqlite":
-        raise errors.LedgerRefused(f"a ledger at {scheme}:// is not supported: name a file, or sqlite:///FILE")
-    return Path(rest.removeprefix("/") if not rest.startswith("//") else rest[1:])

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from stepdown.ledger import errors, schema
 
 
-def revision_of(connection: sa.Connection, path: Path | None) -> str:
+def revision_of(connection: sa.Connection, where: str) -> str:
     """The schema that the file has; refuses what this build cannot work on.
 
     A newer one may say that it only adds to what this build knows: then it is as good as this build's own.
@@ -20,14 +20,14 @@ def revision_of(connection: sa.Connection, path: Path | None) -> str:
         revision = connection.execute(sa.select(schema.version.c.version_num)).scalar()
     except sa.exc.OperationalError as error:
         raise errors.LedgerCorrupt(
-            f"the ledger {path} says nowhere which schema it has: it is damaged. Bring it back from a backup"
+            f"the ledger {where} says nowhere which schema it has: it is damaged. Bring it back from a backup"
         ) from error
     if revision not in schema.REVISIONS:
         oldest = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.name == "oldest")).scalar()
         if oldest in schema.REVISIONS:
             return schema.REVISIONS[-1]
         raise errors.LedgerNewer(
-            f"the ledger {path} has schema {revision}; this build knows up to {schema.REVISIONS[-1]}. Run the newer Stepdown "
+            f"the ledger {where} has schema {revision}; this build knows up to {schema.REVISIONS[-1]}. Run the newer Stepdown "
             "that wrote it, or bring back a backup from before the upgrade"
         )
     return str(revision)

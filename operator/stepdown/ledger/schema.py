@@ -1,11 +1,25 @@
-"""The ledger's tables, for SQLite now and PostgreSQL later: no type or constraint here that only one of them has.
+"""The ledger's tables, for SQLite and PostgreSQL: no type or constraint here that only one of them has.
 
-`sqlite.py` creates them, `migrations/` brings older files here (a test compares the two), `store.py`, `traffic.py` and
+`create` makes them, `migrations/` brings older files here (a test compares the two), `store.py`, `traffic.py` and
 `binding.py` read and write them. Integers are 64 bits and nano-USD unless a name says otherwise.
 Names of routes, models and instances are numbers here (`names`, `instances`): a counter row is a few dozen bytes.
 """
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    text,
+)
 
 REVISIONS = ("0001", "0002")
 """Every schema this build can bring up to date, oldest first; the last is what it works on."""
@@ -175,3 +189,11 @@ NOBODY = {
     "horizon_s": 0.0,
     "acked": "{}",
 }
+
+
+def create(connection: Connection) -> None:
+    """The newest schema, with row 0 of the instances, nobody, and an epoch that nobody has taken."""
+    metadata.create_all(connection)
+    connection.execute(version.insert(), {"version_num": REVISIONS[-1]})
+    connection.execute(instances.insert(), NOBODY)
+    connection.execute(meta.insert(), FIRST_META)

@@ -1,6 +1,6 @@
 """All that is particular to SQLite: opening a file without ever mistaking one, pragmas, locks, and what its errors mean.
 
-`Ledger.open` calls `open_database`. One keeper holds a ledger at a time (an advisory lock on a side file, freed by the kernel
+`database` calls `open_database`. One keeper holds a ledger at a time (an advisory lock on a side file, freed by the kernel
 when the process ends, however it ends); readers need no lock. A new ledger is made under another name and renamed when it is
 whole, so a file under the ledger's name is a ledger, or damaged, or somebody else's: never half of one.
 """
@@ -26,8 +26,10 @@ MAGIC = b"SQLite format 3\x00"
 BUSY_TIMEOUT_MS = 5_000
 
 
-class Database:
+class SqliteDatabase:
     """An open SQLite file: one connection, for one thread at a time, and the keeper's lock."""
+
+    may_go_back = False  # What is open stays open: whoever replaces the file replaces it for the next to open.
 
     def __init__(self, path: Path | None, connection: sqlite3.Connection, lock: int | None, *, read_only: bool = False) -> None:
         self.path, self._connection, self._lock = path, connection, lock
@@ -40,8 +42,15 @@ class Database:
     def _begin_transaction(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql(self._begin)
 
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def opening(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return self.transaction()
+
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
+    def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
         """One transaction, in the ledger's words when it fails; then nothing of it has happened."""
         try:
             with self.engine.begin() as connection:
@@ -59,14 +68,14 @@ class Database:
             self._lock = None
 
 
-def open_database(path: Path | None, *, create: bool, read_only: bool, beside: bool = False) -> Database:
+def open_database(path: Path | None, *, create: bool, read_only: bool, beside: bool = False) -> SqliteDatabase:
     """Opens the file, or makes it where `create` says so and no trace of an earlier one is left. None: in memory, for tests.
 
     `beside`: to write while a keeper may be at work, without its lock.
     """
     if path is None:
         connection = _connect(":memory:")
-        database = Database(None, connection, None)
+        database = SqliteDatabase(None, connection, None)
         _fill(database)
         return database
     lock = None if read_only or beside else _locked(path)
@@ -89,7 +98,7 @@ def open_database(path: Path | None, *, create: bool, read_only: bool, beside: b
         raise
 
 
-def _opened(path: Path, lock: int | None, *, read_only: bool) -> Database:
+def _opened(path: Path, lock: int | None, *, read_only: bool) -> SqliteDatabase:
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
     connection = _connect(uri)
     try:
@@ -98,7 +107,7 @@ def _opened(path: Path, lock: int | None, *, read_only: bool) -> Database:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise errors.LedgerCorrupt(_corrupt(path, verdict))
-        return Database(path, connection, lock, read_only=read_only)
+        return SqliteDatabase(path, connection, lock, read_only=read_only)
     except BaseException:
         connection.close()
         raise
@@ -113,13 +122,9 @@ def _connect(uri: str) -> sqlite3.Connection:
     return connection
 
 
-def _fill(database: Database) -> None:
-    """The newest schema, with row 0 of the instances, nobody, and an epoch that nobody has taken."""
+def _fill(database: SqliteDatabase) -> None:
     with database.transaction() as connection:
-        schema.metadata.create_all(connection)
-        connection.execute(schema.version.insert(), {"version_num": schema.REVISIONS[-1]})
-        connection.execute(schema.instances.insert(), schema.NOBODY)
-        connection.execute(schema.meta.insert(), schema.FIRST_META)
+        schema.create(connection)
 
 
 def _make(path: Path) -> None:
@@ -130,7 +135,7 @@ def _make(path: Path) -> None:
         connection = _connect(draft.absolute().as_uri() + "?mode=rwc")
         try:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            _fill(Database(draft, connection, None))
+            _fill(SqliteDatabase(draft, connection, None))
         finally:
             connection.close()
         draft.rename(path)

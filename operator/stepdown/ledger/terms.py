@@ -75,7 +75,7 @@ def begin(connection: sa.Connection, mine: int, witness: Mapping[str, int], now_
     Who was lost is as the ledger says: in a copy of yesterday all have been silent for long, and may have been heard since.
     """
     told = witness.get(EPOCH, 0)
-    number = mine if mine > told else epoch.take(connection, epoch.read(connection).holder, above=told)
+    number = mine if mine > told else epoch.take(connection, epoch.read(connection).holder, above=told).number
     lost = _lost(connection, witness, now_s)
     proven = told <= _number(connection, _CLOSED) and (told > 0 or not any(witness.values()))
     gap = witness.get(BORN, 0) - _number(connection, _BORN)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import sqlalchemy as sa
 
 from stepdown.ledger import store
-from stepdown.ledger.binding import DAY_S
+from stepdown.ledger.binding import DAY
 from stepdown.ledger.lease import Account
 from stepdown.ledger.schema import accounts, bindings, counters, instances, leases, names, openings, tickets
 
@@ -62,7 +62,7 @@ def _unmetered(connection: sa.Connection, everything: dict[int, Account]) -> Ite
         .join(accounts, accounts.c.id == bindings.c.account)
         .join(counters, counters.c.route == bindings.c.route)
         .join(names, names.c.id == bindings.c.route)
-        .where(bindings.c.bound, counters.c.day * DAY_S >= accounts.c.start_s, (counters.c.day + 1) * DAY_S <= accounts.c.end_s)
+        .where(bindings.c.bound, counters.c.day * DAY >= accounts.c.start_s, (counters.c.day + 1) * DAY <= accounts.c.end_s)
         .group_by(bindings.c.account)
     )
     for id_, cost in connection.execute(select):

@@ -1,0 +1,147 @@
+"""All that is particular to PostgreSQL: finding the ledger in a database, durable sessions, and what its errors mean.
+
+`database` calls `open_database`. Several operators may have the same ledger open; the epoch says which of them writes, and the
+lock on its row makes writers wait for each other, so there is no conflict left that a transaction could fail on.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+from stepdown.ledger import errors, schema
+
+CONNECT_S = 3
+STATEMENT_MS = 10_000
+LOCK_MS = 3_000
+IDLE_MS = 5_000
+"""A keeper that is paused in the middle of a transaction holds the lock of the epoch no longer than this."""
+
+_ADVISORY = 0x53744C67
+"""`StLg`: who changes the schema holds this lock."""
+
+_SESSION = f"""
+SET lock_timeout = {LOCK_MS}; SET statement_timeout = {STATEMENT_MS}; SET idle_in_transaction_session_timeout = {IDLE_MS};
+SET client_encoding = 'UTF8'; SET timezone = 'UTC';
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')
+"""
+"""`local` and `off` could lose a grant that was answered; what waits for more than `on` is left as it is."""
+
+_INTERRUPTED = ("08", "40", "57P", "55P03", "25P03", "25006")
+"""Classes and codes of SQLSTATE after which another attempt may do: lost connections, conflicts, a server that restarts, locks,
+and a server that has become a standby."""
+
+
+class PostgresDatabase:
+    """One connection, made anew when it has broken."""
+
+    may_go_back = True
+
+    def __init__(self, url: sa.URL, *, read_only: bool) -> None:
+        self._read_only = read_only
+        self._where = url.render_as_string(hide_password=True)
+        query = {"connect_timeout": str(CONNECT_S), "application_name": "stepdown", **url.query}
+        if not read_only:
+            query = {"target_session_attrs": "read-write", **query}
+        self.engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg", query=query), pool_size=1, max_overflow=0, pool_timeout=CONNECT_S
+        )
+        sa.event.listen(self.engine, "connect", _begin_session)
+
+    @property
+    def where(self) -> str:
+        return self._where
+
+    @contextlib.contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
+        looks = self._read_only or not write
+        options = {"isolation_level": "REPEATABLE READ" if looks else "READ COMMITTED", "postgresql_readonly": looks}
+        committing = False
+        try:
+            with self.engine.connect() as plain:
+                connection = plain.execution_options(**options)
+                transaction = connection.begin()
+                yield connection
+                committing = True
+                transaction.commit()
+        except sa.exc.DBAPIError as error:
+            if self._read_only and getattr(error.orig, "sqlstate", "") == "25006":
+                raise errors.LedgerReadOnly(f"the ledger {self._where} was opened to read only") from error
+            raise translated(error, self._where, unsure=committing) from error
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[sa.Connection]:
+        with self.transaction() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabase:
+    """Finds the ledger in the database, or makes it where `create` says so and there is no table of its names."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise errors.LedgerRefused(
+            "the ledger's address is no URL: write postgresql://USER@HOST/DATABASE, the password by PGPASSFILE or PGPASSWORD"
+        ) from None
+    database = PostgresDatabase(parsed, read_only=read_only)
+    try:
+        with database.opening() as connection:
+            _find(connection, database.where, create=create and not read_only)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _find(connection: sa.Connection, where: str, *, create: bool) -> None:
+    ours = set(schema.metadata.tables)
+    there = ours & set(sa.inspect(connection).get_table_names())
+    if not there:
+        if not create:
+            raise errors.LedgerMissing(f"there is no ledger in {where}: the operator makes it when it starts")
+        schema.create(connection)
+    elif there != ours:
+        raise errors.LedgerForeign(
+            f"{where} has a table {min(there)!r} that is no ledger's, for there is no {min(ours - there)!r}: give the ledger a "
+            "database of its own, or a schema: postgresql://…/DATABASE?options=-csearch_path%3Dstepdown"
+        )
+
+
+def _begin_session(connection: psycopg.Connection[Any], record: object) -> None:
+    """Settings by SET, not by startup parameters: a pooler in between would refuse those."""
+    connection.autocommit = True
+    connection.execute(_SESSION)
+    connection.autocommit = False
+
+
+def translated(error: sa.exc.DBAPIError, where: str, *, unsure: bool) -> errors.LedgerError:
+    """PostgreSQL's error in the ledger's words, by its SQLSTATE."""
+    original = error.orig
+    state = getattr(original, "sqlstate", None) or ""
+    text = str(original).strip().replace("\n", " ")
+    if state.startswith(_INTERRUPTED) or error.connection_invalidated or (not state and _broken(original)):
+        so = "it may have happened" if unsure else "nothing of this was written"
+        return errors.LedgerInterrupted(f"the ledger {where} was interrupted, {so}: {text}", unsure=unsure)
+    if state == "53100":
+        return errors.LedgerFull(
+            f"no room to write the ledger {where}: nothing can be granted. Make room on the database's disk"
+        )
+    if state == "42501" or state.startswith("28"):
+        return errors.LedgerReadOnly(f"the ledger {where} may not be used: {text}. Grant its user the rights on the tables")
+    if state == "3D000":
+        return errors.LedgerMissing(f"the database of the ledger {where} does not exist: create it, or correct --ledger")
+    if state.startswith("XX0"):
+        return errors.LedgerCorrupt(
+            f"the ledger {where} is damaged: {text}. Nothing is granted from it. Bring it back from a backup"
+        )
+    return errors.LedgerUnavailable(f"the ledger {where} failed: {text}. Nothing of this was written")
+
+
+def _broken(error: BaseException | None) -> bool:
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
