@@ -180,7 +180,12 @@ def test_a_witness_that_hangs_delays_an_ask_no_longer_than_a_second(path: Path) 
         answer = await shop.say("a", 900, 90, granted=100, consumed=100)
         assert asyncio.get_running_loop().time() - began >= HOLD_S
         assert answer.asks[0].rung == 1
+        for _ in range(5):
+            assert (await shop.say("a", 900, granted=190, consumed=190)).asks[0].recoverable
+        assert asyncio.get_running_loop().time() - began < 2 * HOLD_S, "one has waited in vain: the others need not"
         shop.notebook.open.set()
+        await asyncio.sleep(0.05)
+        assert (await shop.say("a", 900, granted=190, consumed=190)).asks[0].rung == 0
 
     run(path, work)
 

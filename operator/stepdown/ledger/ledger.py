@@ -225,6 +225,8 @@ class Ledger:
         now_s = self._now(now_s)
         marks = self._marks
         wanted, short = (dict(marks.wanted), dict(marks.short)) if marks is not None else ({}, {})
+        if marks is not None and not patient:
+            marks.short.clear()  # Nobody waits any more.
 
         def undone() -> None:
             """Nothing of it has happened, so nothing of it is wanted."""

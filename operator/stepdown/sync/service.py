@@ -236,13 +236,18 @@ class SyncService:
         loop = asyncio.get_running_loop()
         for item in held:
             self._held.append(item)
-            loop.call_at(item.hold_until_s, self._hurry, [item])
+            loop.call_at(item.hold_until_s, self._late, item)
 
     def _release(self) -> None:
         """The witness has been raised, or cannot be: those that waited are the first of the next batch."""
         self._waiting[:0] = self._held
         self._held = []
         self._run()
+
+    def _late(self, item: _Item) -> None:
+        if item in self._held and self._raiser is not None:
+            self._raiser.hurry()
+            self._hurry(self._held)
 
     def _hurry(self, items: Sequence[_Item]) -> None:
         """They have waited long enough: whatever the marks allow."""

@@ -48,14 +48,14 @@ class Raiser:
         self._judge_again = judge_again
         self._backoff = Backoff(most_s=MOST_BACKOFF_S)
         self._task: asyncio.Task[None] | None = None
-        self._opened = self._begun = False
+        self._opened = self._begun = self._late = False
         self._trouble = ""
         self._said = ""
 
     @property
     def patient(self) -> bool:
         """Whether it is worth while to wait for a raise."""
-        return self._begun and not self._trouble
+        return self._begun and not self._trouble and not self._late
 
     @property
     def standstill(self) -> str:
@@ -76,6 +76,10 @@ class Raiser:
         if self._opened and (marks or not self._begun):
             self._start()
         self._say(self.standstill)
+
+    def hurry(self) -> None:
+        """Somebody has waited in vain: nobody waits any more, until a raise has come to its end."""
+        self._late = True
 
     async def close(self) -> None:
         if self._task is not None:
@@ -106,6 +110,7 @@ class Raiser:
         else:
             self._trouble = ""
             self._backoff.reset()
+        self._late = False
         self._say(self.standstill)
         self._judge_again()
         return not self._trouble
