@@ -144,6 +144,8 @@ class Kubernetes:
         self.kubectl("apply", "-k", str(PLACE))
         for kind in ("routingproxy", "modelroute", "spendbudget"):
             self.kubectl("wait", "-n", TEAM, kind, "--all", "--for=condition=Ready", f"--timeout={READY_S:.0f}s")
+        # What proxies say of themselves is a moment ahead of the kubelet's probe, on which the Service goes.
+        self.kubectl("rollout", "status", "deployment/stepdown-default", "-n", TEAM, f"--timeout={READY_S:.0f}s")
         address = self.kubectl("get", "service", "default", "-n", TEAM, "-o", "jsonpath={.spec.clusterIP}")
         direct = openai.DefaultHttpxClient(trust_env=False, timeout=60)  # no proxy knows this address
         self.client = openai.OpenAI(base_url=f"http://{address}/v1", api_key="unused", max_retries=0, http_client=direct)
