@@ -41,6 +41,10 @@ class MemoryWitness:
         if self.away:
             raise Unavailable("the API server did not say")
 
+    async def prune(self, now_s: float) -> int:
+        """No schedule is longer than what is kept."""
+        return 0
+
 
 class Plan:
     """What a pass over the objects would give: the bindings, and the config that names them."""

@@ -522,6 +522,25 @@ def test_a_backup_of_an_earlier_term_is_told_by_its_epoch(keeper: Keeper) -> Non
     assert begun.epoch > 2, "and its numbers are never used again"
 
 
+def test_a_copy_that_never_got_to_grant_is_not_taken_for_the_one_that_did(keeper: Keeper) -> None:
+    """Two copies of a ledger take the same number; only that whose number the witness has may say that it ended in order."""
+    keeper.grant("a", 250)
+    keeper.ledger.close()
+    first, copy = keeper.path, keeper.path.with_name("copy")
+    shutil.copy(first, copy)
+    idle = Ledger.open(copy, create=False)
+    idle.take_epoch("stepdown-0")
+    idle.guard()
+    idle.begin(keeper.witness, keeper.now_s)
+    idle.close()
+    keeper.start()
+    keeper.grant("a", 3_000, 2, granted=250, consumed=250)
+    keeper.kill()
+    keeper.path = copy
+    assert not keeper.start().proven
+    assert keeper.balance().committed_nusd == 3_250 + BLOCK
+
+
 def test_accounts_that_the_backup_does_not_know_are_charged_to_their_marks(keeper: Keeper) -> None:
     """A budget that was created since would begin at nothing."""
     old = keeper.backup()
@@ -663,6 +682,17 @@ def test_marks_of_months_that_are_over_stop_nobody(keeper: Keeper) -> None:
     keeper.now_s += 90 * 86_400
     begun = keeper.start()
     assert (begun.lost, begun.awaited_nusd, keeper.ledger.standstill) == (0, 0, "")
+
+
+def test_marks_of_periods_that_are_over_are_not_written_again(keeper: Keeper) -> None:
+    """They are cleared away after a while, and a ConfigMap has an end."""
+    keeper.grant("a", 4_000)
+    keeper.now_s = END_S + 3 * 86_400.0
+    keeper.bind(binding(start_s=END_S))
+    del keeper.witness[TEAM]
+    assert keeper.say("a", ask(2, 10, account=NEXT), leases=(lease(granted=4_000, consumed=4_500),)).asks[0].rung == 0
+    assert keeper.witness.keys() == {NEXT, "epoch", "born"}
+    assert keeper.ledger.needed_marks() == {}
 
 
 STRANGE: dict[str, Callable[[dict[str, int]], object]] = {

@@ -27,7 +27,7 @@ class Notebook:
 
     def __init__(self) -> None:
         self.marks: dict[str, int] = {}
-        self.writes = 0
+        self.writes = self.pruned = 0
         self.away: Exception | None = None
         self.open = asyncio.Event()
         self.open.set()
@@ -41,6 +41,11 @@ class Notebook:
         self.writes += 1
         for name, value in marks.items():
             self.marks[name] = max(value, self.marks.get(name, 0))
+
+    async def prune(self, now_s: float) -> int:
+        await self._answer()
+        self.pruned += 1
+        return 0
 
     async def _answer(self) -> None:
         await self.open.wait()
@@ -231,6 +236,7 @@ def test_idle_proxies_write_nothing(path: Path) -> None:
         for _ in range(50):
             await shop.say("a", granted=100, consumed=20)
         assert shop.notebook.writes == writes
+        assert shop.notebook.pruned == 1, "once a day, with something else to write"
 
     run(path, work)
 

@@ -8,6 +8,12 @@ thousand instances as with one.
 from stepdown.model.sync import LeaseReport
 
 
+def start_of(account: str) -> int | None:
+    """When the period of `namespace/budget@start` begins; None: that is no account."""
+    budget, _, start = account.rpartition("@")
+    return int(start) if budget and start.isdecimal() and start.isascii() and len(start) <= 12 else None
+
+
 class Lease:
     """What the ledger knows of one account at one instance, in nUSD. Change it through `Account`, which keeps the sums."""
 

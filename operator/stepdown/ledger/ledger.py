@@ -162,6 +162,7 @@ class Ledger:
         Grants begin when the witness has been raised to `needed_marks` and `set_marks` has said so.
         """
         now_s, marks = self._now(now_s), Marks()
+        marks.now_s = now_s
         marks.reached(witness)
         begun, self._awaiting = self._write(
             lambda connection: (
@@ -225,8 +226,10 @@ class Ledger:
         now_s = self._now(now_s)
         marks = self._marks
         wanted, short = (dict(marks.wanted), dict(marks.short)) if marks is not None else ({}, {})
-        if marks is not None and not patient:
-            marks.short.clear()  # Nobody waits any more.
+        if marks is not None:
+            marks.now_s = now_s
+            if not patient:
+                marks.short.clear()  # Nobody waits any more.
 
         def undone() -> None:
             """Nothing of it has happened, so nothing of it is wanted."""

@@ -7,13 +7,22 @@ the ledger, no more was granted than the mark says. What is settled is taken in 
 
 from collections.abc import Iterable, Mapping
 
-from stepdown.ledger.lease import Account
+from stepdown.ledger.lease import Account, start_of
 
 EPOCH = "epoch"
 """The newest epoch in which something may have been granted."""
 BORN = "born"
 """How many instances may have been granted anything, ever."""
 BLOCKS = 100
+
+LONGEST_PERIOD_S = 32 * 86_400
+"""A mark tells when its account's period began, not when it ends: after so long it has ended."""
+
+
+def may_run(account: str, now_s: float) -> bool:
+    """Whether it is an account, and its period may not be over."""
+    start_s = start_of(account)
+    return start_s is not None and start_s + LONGEST_PERIOD_S > now_s
 
 
 def block(limit_nusd: int) -> int:
@@ -25,6 +34,7 @@ class Marks:
     """What the witness is known to hold, what it should hold, and who waits for that."""
 
     def __init__(self) -> None:
+        self.now_s = 0.0
         self.known: dict[str, int] = {}
         self.wanted: dict[str, int] = {}
         """Higher than known; the keeper sees to it."""
@@ -36,8 +46,16 @@ class Marks:
 
     @property
     def raised(self) -> dict[str, int]:
-        """All that the witness should hold, if it does not yet. All, so that a witness that somebody deleted is whole again."""
-        return {**self.known, **self.wanted} if self.wanted else {}
+        """All that the witness should hold, if it does not yet. All, so that a witness that somebody deleted is whole again.
+
+        But for periods that are over: their marks are cleared away after a while.
+        """
+        if not self.wanted:
+            return {}
+        return {name: value for name, value in {**self.known, **self.wanted}.items() if self._counts(name)}
+
+    def _counts(self, name: str) -> bool:
+        return "@" not in name or may_run(name, self.now_s)
 
     def room(self, account: Account) -> int:
         """What may be granted before the mark must be raised."""
@@ -59,7 +77,7 @@ class Marks:
             self.want(account, all_nusd)
 
     def want_value(self, name: str, value: int) -> None:
-        if value > max(self.known.get(name, 0), self.wanted.get(name, 0)):
+        if value > max(self.known.get(name, 0), self.wanted.get(name, 0)) and self._counts(name):
             self.wanted[name] = value
 
     def look_ahead(self, accounts: Iterable[Account]) -> None:
@@ -72,5 +90,7 @@ class Marks:
         """The witness holds at least these now."""
         for name, value in marks.items():
             self.known[name] = max(value, self.known.get(name, 0))
-        self.wanted = {name: value for name, value in self.wanted.items() if value > self.known.get(name, 0)}
+        self.wanted = {
+            name: value for name, value in self.wanted.items() if value > self.known.get(name, 0) and self._counts(name)
+        }
         self.short.clear()

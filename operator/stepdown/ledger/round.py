@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from stepdown.ledger import binding, closing, store, terms, traffic
 from stepdown.ledger.desk import Desk, Pressure
 from stepdown.ledger.errors import LedgerRefused
-from stepdown.ledger.lease import Account
+from stepdown.ledger.lease import Account, start_of
 from stepdown.ledger.marks import BORN, Marks
 from stepdown.ledger.schema import bindings, counters
 from stepdown.ledger.store import Instance
@@ -168,7 +168,7 @@ class Round:
 
     def _unheard_of(self, request: SyncRequest, name: str) -> Account:
         """Money spent from an account that the plan has not named: it is recorded."""
-        if store.start_of(name) is None:
+        if start_of(name) is None:
             raise LedgerRefused(f"sync from {request.instance}: {name!r} is no account; valid is NAMESPACE/BUDGET@START")
         return store.create_stub(self._connection, name)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from stepdown.ledger.lease import Account, Lease
+from stepdown.ledger.lease import Account, Lease, start_of
 from stepdown.ledger.schema import accounts, instances, leases, meta, names, tickets
 
 CHUNK = 500
@@ -168,12 +168,6 @@ def create_account(
     result = connection.execute(accounts.insert().values(**values, **dict.fromkeys(_TOTALS, 0)))
     assert result.inserted_primary_key is not None
     return Account(result.inserted_primary_key[0], name, budget, start_s, end_s, limit_nusd, hard, 0, 0, 0, 0, 0)
-
-
-def start_of(account: str) -> int | None:
-    """When the period of `namespace/budget@start` begins; None: that is no account."""
-    budget, _, start = account.rpartition("@")
-    return int(start) if budget and start.isdecimal() and start.isascii() and len(start) <= 12 else None
 
 
 def create_stub(connection: sa.Connection, name: str) -> Account:

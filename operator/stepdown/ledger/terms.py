@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from stepdown.ledger import epoch, store
 from stepdown.ledger.errors import LedgerRefused
 from stepdown.ledger.lease import Account
-from stepdown.ledger.marks import BORN, EPOCH
+from stepdown.ledger.marks import BORN, EPOCH, may_run
 from stepdown.ledger.schema import accounts, instances, leases
 
 SILENT, LONG_SILENT, VAGUE = 1, 2, 4
@@ -41,9 +41,6 @@ UNHEARD = SILENT | LONG_SILENT
 
 AGAIN = -1
 """`instances.born` of one that is known to have had a number, and needs a new one before it is granted more."""
-
-LONGEST_PERIOD_S = 32 * 86_400
-"""A mark tells when its account's period began, not when it ends: after so long it has ended."""
 
 TAIL_S = 86_400
 """How long after its end an account may still be asked for, by a request that was admitted before."""
@@ -177,7 +174,7 @@ def _knows_anybody(connection: sa.Connection) -> bool:
 
 def _lost(connection: sa.Connection, witness: Mapping[str, int], now_s: float) -> int:
     """How many running accounts the witness knows of whose ledger is gone: this one is empty, and was from the start."""
-    running = sum(value > 0 and _runs(name, now_s) for name, value in witness.items())
+    running = sum(value > 0 and may_run(name, now_s) for name, value in witness.items())
     state = store.read_meta(connection, _LOSS, "")
     if state == "accepted" or not running:
         return 0
@@ -186,11 +183,6 @@ def _lost(connection: sa.Connection, witness: Mapping[str, int], now_s: float) -
             return 0
         store.write_meta(connection, _LOSS, "found")
     return running
-
-
-def _runs(name: str, now_s: float) -> bool:
-    start_s = store.start_of(name)
-    return start_s is not None and start_s + LONGEST_PERIOD_S > now_s
 
 
 def _doubt(connection: sa.Connection, gap: int) -> None:
@@ -208,7 +200,7 @@ def _await(connection: sa.Connection, witness: Mapping[str, int], now_s: float) 
     running = _running(connection, now_s)
     known = {account.name for account in running.values()}
     for name in witness:
-        if name not in known and _runs(name, now_s) and not _ended(connection, name):
+        if name not in known and may_run(name, now_s) and not _ended(connection, name):
             account = store.create_stub(connection, name)
             running[account.id] = account
     for account in running.values():

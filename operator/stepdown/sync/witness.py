@@ -5,6 +5,7 @@ into it, and raised ahead, so that in steady state nobody waits. While it cannot
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ Call = Callable[[Callable[[Ledger], Any]], Awaitable[Any]]
 """Runs something on the ledger's thread."""
 
 MOST_BACKOFF_S = 5.0
+PRUNE_S = 86_400.0
 
 
 class Witness(Protocol):
@@ -30,6 +32,9 @@ class Witness(Protocol):
 
     async def raise_to(self, marks: Mapping[str, int]) -> None:
         """When it returns, none is lower than in `marks`. Whether it has happened is not known when it raises."""
+
+    async def prune(self, now_s: float) -> int:
+        """Clears away the marks of accounts whose periods ended long ago."""
 
 
 class Raiser:
@@ -48,6 +53,7 @@ class Raiser:
         self._judge_again = judge_again
         self._backoff = Backoff(most_s=MOST_BACKOFF_S)
         self._task: asyncio.Task[None] | None = None
+        self._prune_at_s = 0.0
         self._opened = self._begun = self._late = False
         self._trouble = ""
         self._said = ""
@@ -140,6 +146,15 @@ class Raiser:
             await self._call(lambda ledger: ledger.set_marks({}))
             raise
         await self._call(lambda ledger: ledger.set_marks(marks))
+        await self._prune()
+
+    async def _prune(self) -> None:
+        """Once a day at most, and not for its own sake."""
+        now_s = self._clock()
+        if now_s >= self._prune_at_s:
+            self._prune_at_s = now_s + PRUNE_S
+            with contextlib.suppress(ClusterError):
+                await self._witness.prune(now_s)
 
     def _say(self, standstill: str) -> None:
         """Once for each reason, and once when it is over."""
