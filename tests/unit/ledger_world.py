@@ -44,7 +44,7 @@ class Config:
         return {shard: self.digest(shard) for shard in range(SHARDS)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Spent:
     """One request as the upstream's bill has it."""
 
@@ -57,7 +57,7 @@ class Spent:
     """Whether a proxy lived to count it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Hold:
     spent: Spent
     amount: int
