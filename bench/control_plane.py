@@ -136,12 +136,13 @@ class _Raw(dict[str, Any]):
         return found
 
 
-def _figures(raw: Mapping[str, Any]) -> dict[str, float]:
+def _figures(raw: "_Raw") -> dict[str, float]:
     """Those of GOALS whose phase was run."""
     figures = {"started_cold_s": raw["started_cold"]["programmed_s"]}
     if "created" in raw:
         figures["created_s"] = raw["created"]["programmed_s"]
-    figures["memory_peak_mb"] = max(each["memory_mb"]["peak"] for each in raw.values() if "memory_mb" in each)
+    told = [each["memory_mb"] for each in (*raw.values(), *raw.conditions.values()) if "memory_mb" in each]
+    figures["memory_peak_mb"] = max(each["peak"] for each in told)
     if "changes" in raw:
         figures["changed_p99_s"] = raw["changes"]["all_proxies"]["p99_s"]
     if "crossings" in raw:

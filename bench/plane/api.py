@@ -83,6 +83,7 @@ class Watch:
         self.objects: dict[str, Thing] = {}
         self.heard: list[Callable[[str, Thing, float], None]] = []
         """Told of each piece of news: its type, the object, and when it came (monotonic)."""
+        self.lives: Callable[[], bool] = lambda: True
 
     async def until(self, true: Callable[[Mapping[str, Thing]], bool], what: str, timeout_s: float = 120.0) -> float:
         """The moment at which it was seen to hold, 20 ms late at most. Raises BenchError."""
@@ -90,8 +91,22 @@ class Watch:
         while not true(self.objects):
             if time.monotonic() > until_s:
                 raise BenchError(f"not within {timeout_s:.0f} s: {what}")
+            if not self.lives():
+                raise BenchError(f"the API server tells no more of what was waited for: {what}")
             await asyncio.sleep(_LOOK_S)
         return time.monotonic()
+
+    async def until_all(self, count: int, type_: str, timeout_s: float = 120.0) -> float:
+        """As `until`: there are so many objects, and the condition holds for each as it is now."""
+        try:
+            return await self.until(
+                lambda found: len(found) == count and all(each.answers(type_) for each in found.values()), type_, timeout_s
+            )
+        except BenchError as error:
+            lacking = sorted(name for name, each in self.objects.items() if not each.answers(type_))
+            raise BenchError(
+                f"{error}: {len(self.objects)} of {count} are there, {len(lacking)} lack it: {lacking[:5]}"
+            ) from error
 
     async def first(self, wanted: Callable[[str, Thing], bool]) -> float:
         """The moment at which the first news came of which that holds."""
@@ -159,11 +174,12 @@ class Api:
         watch = Watch()
         version = await self._listed(kind, watch)
         following = asyncio.create_task(self._follow(kind, watch, version))
+        watch.lives = lambda: not following.done()
         try:
             yield watch
         finally:
             following.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, BenchError, aiohttp.ClientError):
                 await following
 
     async def _listed(self, kind: str, watch: Watch) -> str:

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tests.cluster.operator_world import Operator
 
-from bench.plane.api import Api, Thing, Watch
+from bench.plane.api import Api, Watch
 from bench.plane.scene import Scene, cpu_s, memory_mb, wait_ready
 
 _MOST_S = 300.0
@@ -38,7 +37,7 @@ async def started_cold(scene: Scene, size: Size) -> tuple[Operator, dict[str, An
             operator.launch()
             ready_s = await asyncio.to_thread(wait_ready, operator, began_s)
             proxies = asyncio.create_task(_until_proxies(scene, began_s))
-            catalog = asyncio.create_task(catalogs.until(lambda found: _all(found, "Ready"), "the catalog is Ready"))
+            catalog = asyncio.create_task(catalogs.until_all(1, "Ready"))
             marks = await _marks(routes, budgets, size, began_s)
             catalog_s = await catalog - began_s
             await asyncio.sleep(_SETTLED_S)
@@ -76,22 +75,14 @@ async def created_warm(scene: Scene, operator: Operator, size: Size) -> dict[str
 
 
 async def _marks(routes: Watch, budgets: Watch, size: Size, began_s: float) -> dict[str, float]:
-    enforced = asyncio.create_task(
-        budgets.until(lambda found: len(found) == size.budgets and _all(found, "Enforced"), "every budget Enforced", _MOST_S)
-    )
-    programmed_s = await routes.until(
-        lambda found: len(found) == size.routes and _all(found, "Programmed"), "every route Programmed", _MOST_S
-    )
-    ready_s = await routes.until(lambda found: _all(found, "Ready"), "every route Ready", _MOST_S)
+    enforced = asyncio.create_task(budgets.until_all(size.budgets, "Enforced", _MOST_S))
+    programmed_s = await routes.until_all(size.routes, "Programmed", _MOST_S)
+    ready_s = await routes.until_all(size.routes, "Ready", _MOST_S)
     return {
         "programmed_s": round(programmed_s - began_s, 2),
         "ready_s": round(ready_s - began_s, 2),
         "enforced_s": round(await enforced - began_s, 2),
     }
-
-
-def _all(found: Mapping[str, Thing], type_: str) -> bool:
-    return all(each.answers(type_) for each in found.values())
 
 
 async def _until_proxies(scene: Scene, began_s: float) -> float:

@@ -98,7 +98,7 @@ class _Crossing:
         taken_s = await served(self._connections, request(ROUTE), _steps, crossed_s, f"{name} steps {ROUTE} down")
         async with asyncio.timeout(_VISIBLE_S):
             step_s, event_s = await step - crossed_s, await event - crossed_s
-        statuses_s = await self._watches.routes.until(_all_step, f"every route says that {name} steps it down") - crossed_s
+        statuses_s = await self._told(name) - crossed_s
         await self._api.delete("SpendBudget", name)
         await self._wanted(f"{name} is gone")
         return Seen(taken_s, step_s, event_s, statuses_s, request_s)
@@ -125,6 +125,13 @@ class _Crossing:
             spent_nusd += await _spend(spender)
             if spent_nusd * 100 >= limit_nusd * AT_PERCENT:
                 return time.monotonic(), time.monotonic() - began_s
+
+    async def _told(self, name: str) -> float:
+        """When every route's status says so."""
+        try:
+            return await self._watches.routes.until_all(self._routes, "SteppedDown")
+        except BenchError as error:
+            raise BenchError(f"{error}; {name} is {self._watches.budgets.objects[name].status}") from error
 
     async def _spent_nusd(self, name: str) -> int:
         """By the ledger."""
@@ -176,10 +183,6 @@ def _binds(thing: Thing | None, routes: int, kind: str) -> bool:
         return False
     wanted = "Soft" if kind == "Soft" else "Enforced"
     return any(each.type == "Enforced" and each.reason == wanted for each in thing.status.conditions)
-
-
-def _all_step(found: Mapping[str, Thing]) -> bool:
-    return all(each.answers("SteppedDown") for each in found.values())
 
 
 def _is_stepped(thing: Thing, name: str) -> bool:
