@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster prove test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
+.PHONY: help demo demo-cluster prove fuzz test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
   cluster-up cluster-down wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
@@ -27,6 +27,9 @@ demo-cluster: wheelhouse ## the same on a Kubernetes with real pods, from nothin
 
 test: $(STAMP) ## every test that needs nothing but this machine
 	$(BIN)/pytest -n 2 --dist worksteal -m "not cluster"
+
+fuzz: $(STAMP) ## the properties alone, on other examples each time and many more: what fails prints how to replay it
+	$(BIN)/pytest tests/unit tests/wire -n 2 --dist worksteal -m "hypothesis and not cluster" --hypothesis-profile=search
 
 SEEDS ?= 1000
 prove: $(STAMP) ## seeded fault schedules in virtual time, the bill kept apart: SEEDS=1000; a failure says how to replay it

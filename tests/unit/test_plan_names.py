@@ -14,9 +14,7 @@ from stepdown.reconcile import reconcile
 from tests.unit.policy import NOW_S, proxy, route, world
 
 LABEL = st.from_regex(r"[a-z]([-a-z0-9]{0,6}[a-z0-9])?", fullmatch=True)
-NAME = st.from_regex(r"[a-z]([-a-z0-9.]{0,2}[a-z0-9])?", fullmatch=True) | st.sampled_from(
-    ["shop", "chat", "shop.chat", "critical"]
-)
+NAME = st.lists(LABEL, min_size=1, max_size=2).map(".".join) | st.sampled_from(["shop", "chat", "shop.chat", "critical"])
 
 
 @given(st.sets(st.tuples(st.sampled_from(["shop", "other", "chat"]) | LABEL, NAME), min_size=1, max_size=12))
