@@ -271,6 +271,13 @@ class World:
         found: list[Object] = until(enough, f"{count} pods\n{self.said()}")
         return found
 
+    def found(self, pod: str, *, ready: bool) -> None:
+        """Writes what a readiness probe found."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": now}
+        patch = json.dumps({"status": {"phase": "Running", "conditions": [condition]}})
+        self.cluster.kubectl("patch", "pod", pod, "-n", self.namespace, "--subresource=status", "--type=strategic", "-p", patch)
+
     def token(self, pod: Object) -> str:
         meta = pod["metadata"]
         bound = {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}
@@ -357,13 +364,14 @@ class World:
 
     def proxies(self, count: int = 1) -> list[Proxy]:
         """Started, and ready."""
-        made = []
-        for number, pod in enumerate(self.pods(count)[:count]):
+        made, pods = [], self.pods(count)[:count]
+        for number, pod in enumerate(pods):
             proxy = Proxy(self, pod, self.path / f"pod-{len(self._processes)}-{number}")
             self._processes.append(proxy)
             made.append(proxy.start())
-        for proxy in made:
+        for proxy, pod in zip(made, pods, strict=True):
             until(proxy.ready, f"a proxy is ready:\n{proxy.text}\n{self.said()}")
+            self.found(pod["metadata"]["name"], ready=True)
         return made
 
     def said(self) -> str:

@@ -2,12 +2,12 @@
 
 The documents of the last pass are what there is to write, however many passes there were meanwhile. A write that fails is tried
 again with the latest; one that somebody else has written over comes back. Events are told of each pass, once: what they say is
-what its documents say that those before did not.
+what its documents say that those before did not. Some wait a moment first (`status.patience`).
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,7 +19,9 @@ from stepdown.cluster.kinds import OURS, KindRef
 from stepdown.cluster.statuses import StatusWriter
 from stepdown.plan.world import ObjectKey
 from stepdown.reconcile import Pass
+from stepdown.status.events import Event
 from stepdown.status.pace import Pace, Write
+from stepdown.status.patience import HOLD_S, Patience
 from stepdown.sync import log
 from stepdown.watch.store import Seen, Store
 
@@ -39,7 +41,7 @@ class Shown:
         self, writer: StatusWriter, recorder: Recorder, store: Store, *, may_write: Callable[[], bool], pace: Pace | None = None
     ) -> None:
         self._writer, self._recorder, self._store, self._may_write = writer, recorder, store, may_write
-        self._pace = pace or Pace()
+        self._pace, self._patience = pace or Pace(), Patience()
         self._made: Pass | None = None
         self._written: dict[ObjectKey, Mapping[str, Any]] = {}
         self._woken = asyncio.Event()
@@ -55,12 +57,7 @@ class Shown:
     def tell(self, made: Pass) -> None:
         self._made = made
         self._woken.set()
-        for event in made.events:
-            uid = self._uid((event.kind, event.key))
-            if uid:
-                namespace, _, name = event.key.rpartition("/")
-                reference = ObjectRef(_KINDS[event.kind], namespace, name, uid)
-                self._recorder.record(reference, event.type, event.reason, event.message)
+        self._record(self._patience.told(made.events, time.monotonic()))
 
     def seen(self, seen: Seen) -> None:
         """An object as the API server has it: what its status says may be somebody else's."""
@@ -88,10 +85,12 @@ class Shown:
     async def _once(self) -> None:
         wait_s: float | None = None
         self._woken.clear()
+        now_s = time.monotonic()
+        if self._made is not None:
+            self._record(self._patience.due(self._made.made.documents, now_s))
         if not self._may_write():
             wait_s = PAUSE_S
         elif self._made is not None:
-            now_s = time.monotonic()
             due = self._pace.look(self._made.made, self._made.plan, now_s, AT_ONCE - self._under_way)
             for write in due.writes:
                 self._under_way += 1
@@ -100,6 +99,9 @@ class Shown:
                 task.add_done_callback(self._ended)
             if due.again_s is not None and self._under_way < AT_ONCE:
                 wait_s = max(0.01, due.again_s - now_s)
+        ripe_s = self._patience.next_s()
+        if ripe_s is not None:
+            wait_s = min(wait_s or HOLD_S, max(0.01, ripe_s - now_s))
         try:
             async with asyncio.timeout(wait_s):
                 await self._woken.wait()
@@ -149,6 +151,14 @@ class Shown:
             kind, key = write.name
             log.error(f"{kind} {key}: its status cannot be written, and is tried again until it can: {error}", event="status")
         self._pace.failed(write, self._made.plan, time.monotonic(), retry_s)
+
+    def _record(self, events: Iterable[Event]) -> None:
+        for event in events:
+            uid = self._uid((event.kind, event.key))
+            if uid:
+                namespace, _, name = event.key.rpartition("/")
+                reference = ObjectRef(_KINDS[event.kind], namespace, name, uid)
+                self._recorder.record(reference, event.type, event.reason, event.message)
 
     def _uid(self, name: ObjectKey) -> str:
         seen = self._store.get(*name)
