@@ -43,6 +43,7 @@ def test_proxies_are_answered_while_the_api_server_hangs_and_what_changed_is_cau
     here.apply(here.proxy(), here.route(), here.budget())
     (proxy,) = here.proxies()
     here.until_condition("ModelRoute", "chat", "Ready", "True")
+    assert proxy.chat()[0] == 200  # A budget in use: its witness is ahead of it.
     here.cluster.pause("kube-apiserver")
     operator.wait_for("the lease is not renewed", timeout_s=30)
     until_s = time.monotonic() + 5
@@ -63,6 +64,7 @@ def test_an_api_server_that_was_killed_and_came_back_is_caught_up_with(here: Wor
     here.apply(here.proxy(), here.route(), here.budget())
     (proxy,) = here.proxies()
     here.until_condition("ModelRoute", "chat", "Ready", "True")
+    assert proxy.chat()[0] == 200
     here.cluster.stop_component("kube-apiserver")
     for _ in range(10):
         assert proxy.chat()[0] == 200
