@@ -74,7 +74,7 @@ class Keeper:
         self.ledger.take_epoch(name)
         self.service = SyncService(self.ledger, clock, witness, worker=self.disk)
         self._clock = clock
-        self.ready = False
+        self.ready = self.stopping = False
 
     async def begin(self, plan: Plan) -> None:
         """As the operator does: the term, then what is in force is bound, then published. Only then may proxies speak."""
@@ -123,6 +123,7 @@ class Keeper:
 
     async def stop(self) -> None:
         """In good order."""
+        self.stopping = True
         await self.process.spawn(self.service.close())
         await self.process.end()
 

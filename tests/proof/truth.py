@@ -295,6 +295,8 @@ class Truth:
             self._spoken.add(host)
         if not all(each in self._spoken for each in self.hosts):
             return
+        if self.waiting:  # what the keeper has come to hold for those that it cannot hear is not there for them
+            self.look()
         for account in self.ceilings:
             self._sink(account)
         for wait in self.waiting:

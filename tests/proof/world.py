@@ -223,7 +223,7 @@ class World:
     def look(self) -> None:
         """Reads the ledger beside its keeper, and holds it against what is true."""
         keeper = self.leader
-        if keeper is None or not keeper.process.alive:
+        if keeper is None or not keeper.process.alive or keeper.stopping:
             return
         balances = keeper.balances()
         live = {host.till.log.identity.instance for host in self.truth.hosts}

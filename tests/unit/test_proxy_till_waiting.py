@@ -516,6 +516,27 @@ def test_the_last_of_an_account_is_gathered_where_it_is_waited_for(tmp_path: Pat
     run(main())
 
 
+def test_what_was_gathered_is_not_asked_for_again(tmp_path: Path) -> None:
+    """A ticket's money is not recalled: repeated, it would keep the last of a budget from whom it serves elsewhere."""
+
+    async def main() -> None:
+        config = table([route(budgets=("shop/team", "shop/all"))], budgets=[budget(), budget("shop/all")], fleet=fleet())
+        proxy = proxy_with(tmp_path, BIG + SMALL - 1, config=config)
+        proxy.keeper.limits[account_id("shop/all", START_S)] = 10_000
+        async with proxy:
+            hold = await get(proxy)
+            waiting = later(proxy)
+            await asyncio.sleep(2.0)
+            assert not waiting.done()
+            asks = [ask for message in proxy.keeper.messages for ask in message.asks]
+            assert len(asks) > 5, "it goes on asking for what serves it"
+            assert sum(len(ask.rungs) > 3 for ask in asks) == 1, "though the other budget has plenty left"
+            pay(proxy, hold, BIG - 1)
+            assert (await waiting).rung.name == "small"
+
+    run(main())
+
+
 def test_a_recall_is_obeyed_though_somebody_waits_here(tmp_path: Path) -> None:
     """The keeper alone knows whether it serves somebody elsewhere (`test_ledger_recall`); here it serves nobody yet."""
 
