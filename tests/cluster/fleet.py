@@ -118,6 +118,8 @@ class Fleet:
 
     async def sync(self) -> Outcome:
         self.outcome = await self.children.sync(self.owner, self.uid, self.desired)
+        if self.outcome.retry_s is not None:  # whoever asked for this pass
+            asyncio.get_running_loop().call_later(self.outcome.retry_s, self._woken.set)
         return self.outcome
 
     async def settle(self, timeout_s: float, *, meanwhile: str = "") -> None:
@@ -142,9 +144,7 @@ class Fleet:
 
         async def keep() -> None:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.outcome.retry_s):
-                        await self._woken.wait()
+                await self._woken.wait()
                 self._woken.clear()
                 await self.sync()
 
