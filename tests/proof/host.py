@@ -82,9 +82,7 @@ class SpyTill(Till):
         reason: "Reason | None" = None,
     ) -> Hold:
         truth = self._truth
-        now_s = self.clock.now_s()
-        accounts = [budget.account_at(now_s) for budget in route.budgets if budget.hard]
-        wait = Waiting(tuple(each.id for each in accounts if each is not None), self.clock.boot_s())
+        wait = Waiting(self._hard(route.name), self.clock.boot_s())
         truth.waiting.append(wait)
         try:
             return await super().admit_later(route, request_class, shape, rungs=rungs, reason=reason)
@@ -92,6 +90,7 @@ class SpyTill(Till):
             if self._host.alive:
                 if refused.code == "budget_exhausted":
                     assert refused.needed_nusd is not None
+                    wait.aim(self._hard(route.name))
                     truth.refused(wait, refused.needed_nusd, f"a request of {route.name} at {self._host.name}")
                 else:
                     truth.tally.for_want_of_a_keeper += refused.code == "ledger_unreachable"
@@ -99,6 +98,13 @@ class SpyTill(Till):
             raise
         finally:
             truth.waiting.remove(wait)
+
+    def _hard(self, name: str) -> tuple[str, ...]:
+        """The accounts that a route's request needs money of, by the config in force here."""
+        route = self.table.route(name) if self.table is not None else None
+        now_s = self.clock.now_s()
+        accounts = [budget.account_at(now_s) for budget in route.budgets if budget.hard] if route is not None else []
+        return tuple(each.id for each in accounts if each is not None)
 
 
 class _Process(Process):
@@ -182,7 +188,8 @@ class Host:
 
     def _jitter(self) -> float:
         """Between 0 and 1; while only time has to pass, a message in four to eight seconds is enough."""
-        return self._chance.random() + self._truth.quiet * self._chance.uniform(6.0, 14.0)
+        idle = self._truth.quiet and self.till.reachable
+        return self._chance.random() + idle * self._chance.uniform(6.0, 14.0)
 
     async def _exchange(self, request: SyncRequest) -> SyncAnswer:
         self.at("reporting")
@@ -283,9 +290,8 @@ class Host:
             file.write(data[:keep] + bytes(len(path_bytes) - keep))
 
     async def restart(self, state: State) -> None:
-        """After a kill. Checks what the log has become."""
+        """After a kill and `find`. Checks what the log has become. Raises LogUnavailable."""
         was = self.till.log.identity.instance
-        self.find(state)
         promises = self._truth.killed(self.holds)
         self.start()
         resumed = self.state.resumed

@@ -75,6 +75,8 @@ class Keeper:
         self.service = SyncService(self.ledger, clock, witness, worker=self.disk)
         self._clock = clock
         self.ready = self.stopping = False
+        self.doubted: set[str] = set()
+        """Of whom this ledger, an older copy, may think what has long changed: they have not said everything since."""
 
     async def begin(self, plan: Plan) -> None:
         """As the operator does: the term, then what is in force is bound, then published. Only then may proxies speak."""
@@ -101,7 +103,10 @@ class Keeper:
         await asyncio.wait([task])
         if task.cancelled():
             raise ConnectionResetError("connection reset by peer")
-        return task.result()
+        answer = task.result()
+        if request.whole and answer.verdict == "ok":
+            self.doubted.discard(request.instance)
+        return answer
 
     async def settle(self, instance: str, stated: Mapping[str, int]) -> None:
         """Raises LedgerError."""

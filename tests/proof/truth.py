@@ -68,6 +68,11 @@ class Waiting:
     most: int = -1
     """The most that lay there through two whole exchanges of everybody with the keeper, one after the other."""
 
+    def aim(self, hard: tuple[str, ...]) -> None:
+        """Another config or another period, perhaps: then what lay in the accounts of before is not what it was refused for."""
+        if hard != self.hard:
+            self.hard, self.most = tuple(dict.fromkeys((*self.hard, *hard))), -1
+
 
 @dataclass
 class Tally:
@@ -243,8 +248,11 @@ class Truth:
         elif known.limit != limit:
             self.ceilings[account] = Ceiling(limit, max(limit, min(known.allowed, committed)))
 
-    def committed(self, balances: Mapping[str, Balance], now_s: float) -> None:
-        """At a look at the ledger: whatever may have been spent is committed there, and never more than is allowed."""
+    def committed(self, balances: Mapping[str, Balance], believed: Mapping[str, int], now_s: float) -> None:
+        """At a look at the ledger: whatever may have been spent is committed there, and never more than is allowed.
+
+        `believed`: what an older copy thinks to be leased to those who have not said everything since.
+        """
         for name, ceiling in self.ceilings.items():
             balance = balances.get(name)
             if balance is None or balance.end_s <= now_s:
@@ -254,7 +262,7 @@ class Truth:
                     f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {balance.committed_nusd}: {balance}"
                 )
             granted = balance.settled_nusd + balance.reserved_nusd + balance.idle_nusd - balance.excess_nusd
-            if granted > ceiling.allowed:  # what is only feared to have been granted aside
+            if granted - believed.get(name, 0) > ceiling.allowed:  # what is only feared to have been granted aside
                 raise self.violated(f"over: the ledger has granted {granted} nUSD, allowed are {ceiling.allowed}: {balance}")
 
     # Refusals -----------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class World:
         self.path = folder / "ledger.db"
         self.backups: list[Path] = []
         self.put_back = False
+        self.doubted: set[str] = set()
+        """By all keepers since an older copy was put back."""
         self.keeping = asyncio.Lock()
         """One thing at a time is done to the keeper."""
         self.settled: dict[str, dict[str, int]] = {}
@@ -137,6 +139,7 @@ class World:
             random.Random(f"keeper {self.seed} {self._terms}"),
             beside=beside,
         )
+        keeper.doubted = self.doubted
         self.keepers.append(keeper)
         await keeper.begin(self.plan())
         self._bound(keeper)
@@ -216,7 +219,8 @@ class World:
         await self.kill_keepers()
         put_back(self.path, self.chance.choice(self.backups))
         self.put_back = True
-        await self.start_keeper()
+        keeper = await self.start_keeper()
+        self.doubted |= {view.name for view in keeper.instances()}
 
     # Looks
 
@@ -228,13 +232,18 @@ class World:
         balances = keeper.balances()
         live = {host.till.log.identity.instance for host in self.truth.hosts}
         others = {name: balance.committed_nusd for name, balance in balances.items()}
+        believed: dict[str, int] = {}
         for view in keeper.instances():
+            if view.name in self.doubted and view.state == "open":
+                for lease in view.leases:
+                    held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
+                    believed[lease.account] = believed.get(lease.account, 0) + held - lease.consumed_nusd
             if view.name in live:
                 for lease in view.leases:
                     held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
                     others[lease.account] -= held
         self.truth.others = others
-        self.truth.committed(balances, self.ledger_s())
+        self.truth.committed(balances, believed, self.ledger_s())
 
     def is_calm(self) -> bool:
         keeper = self.leader
@@ -251,6 +260,7 @@ class World:
         await host.bury()
         self.truth.tally.note(f"log {state}")
         await asyncio.sleep(after_s)
+        host.find(state)
         while True:
             try:
                 await host.restart(state)
