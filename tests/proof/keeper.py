@@ -74,6 +74,8 @@ class Keeper:
         self.ledger.take_epoch(name)
         self.service = SyncService(self.ledger, clock, witness, worker=self.disk)
         self._clock = clock
+        self.plan: Plan | None = None
+        """In force."""
         self.ready = self.stopping = False
         self.doubted: set[str] = set()
         """Of whom this ledger, an older copy, may think what has long changed: they have not said everything since."""
@@ -86,6 +88,7 @@ class Keeper:
         await self.service.begin()
         await self.service.bind(plan.bindings)
         self.service.publish(plan.fleet, plan.shards)
+        self.plan = plan
         self.ready = True
 
     async def put_in_force(self, plan: Plan) -> None:
@@ -94,6 +97,7 @@ class Keeper:
     async def _put_in_force(self, plan: Plan) -> None:
         await self.service.bind(plan.bindings)
         self.service.publish(plan.fleet, plan.shards)
+        self.plan = plan
 
     async def answer(self, request: SyncRequest, pod: str) -> SyncAnswer:
         """Raises SyncError, or OSError when the process ends meanwhile."""
@@ -112,6 +116,11 @@ class Keeper:
         """Raises LedgerError."""
         work = self.service.call(lambda ledger: ledger.settle_instance(instance, stated, self._clock()))
         await self.process.spawn(work)
+
+    @property
+    def knows(self) -> bool:
+        """It has asked the witness what its ledger may lack. Before that it grants nothing."""
+        return not self.ledger.standstill
 
     def balances(self) -> dict[str, Balance]:
         return self.ledger.balances(self._clock(), ended=True)

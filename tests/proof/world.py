@@ -2,9 +2,10 @@
 
 import asyncio
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
-from stepdown.budget.account import Binding
+from stepdown.budget.account import Balance, Binding
 from stepdown.ledger.errors import LedgerError
 from stepdown.model.config import Account, Budget, Parameters, PriceFrom, Shard, account_id
 from stepdown.proxy.fit import DRAIN_S
@@ -58,7 +59,7 @@ class World:
         """Still speak with the earlier leader."""
         self.path = folder / "ledger.db"
         self.backups: list[Path] = []
-        self.put_back = False
+        self.put_back = self.unbound = False
         self.doubted: set[str] = set()
         """By all keepers since an older copy was put back."""
         self.keeping = asyncio.Lock()
@@ -158,11 +159,13 @@ class World:
         self._bound(keeper)
         self.truth.disturbed()
 
-    def _bound(self, keeper: Keeper) -> None:
-        if not keeper.process.alive:
+    def _bound(self, keeper: Keeper, balances: Mapping[str, Balance] | None = None) -> None:
+        """What is in force is the ceiling, once the keeper knows what is committed."""
+        self.unbound = keeper.process.alive and not keeper.knows
+        if not keeper.process.alive or self.unbound or keeper.plan is None:
             return
-        balances = keeper.balances()
-        for binding in self.plan().bindings:
+        balances = keeper.balances() if balances is None else balances
+        for binding in keeper.plan.bindings:
             balance = balances.get(binding.account)
             if binding.hard and balance is not None:
                 self.truth.bound(binding.account, balance.limit_nusd, balance.committed_nusd)
@@ -243,7 +246,10 @@ class World:
                     held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
                     others[lease.account] -= held
         self.truth.others = others
-        self.truth.committed(balances, believed, self.ledger_s())
+        if self.unbound:
+            self._bound(keeper, balances)
+        if keeper.knows:
+            self.truth.committed(balances, believed, self.ledger_s())
 
     def is_calm(self) -> bool:
         keeper = self.leader

@@ -5,10 +5,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from stepdown.model.config import Ladder, account_id
-from stepdown.model.sync import SyncAnswer, SyncRequest
+from stepdown.model.sync import AskAnswer, SyncAnswer, SyncRequest
 from stepdown.proxy.hold import Hold, Usage
 from stepdown.proxy.lease import Lease
 from stepdown.proxy.refusal import Refused
@@ -533,6 +534,29 @@ def test_what_was_gathered_is_not_asked_for_again(tmp_path: Path) -> None:
             assert sum(len(ask.rungs) > 3 for ask in asks) == 1, "though the other budget has plenty left"
             pay(proxy, hold, BIG - 1)
             assert (await waiting).rung.name == "small"
+
+    run(main())
+
+
+def test_a_keeper_that_may_not_grant_is_not_flooded(tmp_path: Path) -> None:
+    """While the witness cannot be raised it says "not now" and shows money: every proxy would ask as fast as it answers."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        keeper = Keeper({TEAM: 1_000}, now_s=lambda: NOW_S + loop.time() - 10_000.0)
+        asked = 0
+
+        async def not_now(request: SyncRequest) -> SyncAnswer:
+            nonlocal asked
+            asked += len(request.asks)
+            said = await keeper.sync(msgspec.structs.replace(request, asks=()))
+            no = tuple(AskAnswer(id=ask.id, rung=-1, recoverable=True) for ask in request.asks)
+            return msgspec.structs.replace(said, asks=no)
+
+        async with Proxy(tmp_path, table(fleet=fleet(wait_s=3.0)), keeper, wire=not_now) as proxy:
+            error = await refused(later(proxy))
+            assert error.retry_after_s == 1, "it may help to come back"
+            assert 10 < asked < 20, "five a second"
 
     run(main())
 

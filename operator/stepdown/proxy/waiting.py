@@ -49,6 +49,7 @@ class Waiter:
         "answers",
         "ask_at_s",
         "ask_id",
+        "barred",
         "cheapest_nusd",
         "fresh",
         "future",
@@ -65,6 +66,8 @@ class Waiter:
         """Of its unanswered ticket; 0: it has none."""
         self.ask_at_s = 0.0
         self.answers = 0
+        self.barred = False
+        """The keeper has said no, though by its own numbers it could: asking at once would not change its mind."""
         self.answer: AskAnswer | None = None
         """The last one, until it has been acted on."""
         self.leases: tuple[Lease, ...] = ()
@@ -170,7 +173,7 @@ class Queue:
                 continue
             if waiter.fresh:
                 blocked.update(waiter.leases)
-            elif not waiter.ask_id and waiter.ask_at_s > boot_s + _AGAIN_S and waiter.could_be_granted():
+            elif not (waiter.ask_id or waiter.barred) and waiter.ask_at_s > boot_s + _AGAIN_S and waiter.could_be_granted():
                 waiter.ask_at_s = boot_s
                 again = True
         if again:
@@ -207,6 +210,7 @@ class Queue:
             waiter.ask_id = 0
             waiter.answers += 1
             waiter.answer = answer
+            waiter.barred = answer.rung < 0 and waiter.could_be_granted()
             waiter.ask_at_s = boot_s + (_AGAIN_S if answer.rung >= 0 else POLL_S)
             waiter.settle_down()
             concerned.append(waiter)
