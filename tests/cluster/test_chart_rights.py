@@ -91,6 +91,7 @@ def test_a_routing_proxy_elsewhere_is_told_so(here: World, tmp_path: Path) -> No
         here.namespace = other
         here.apply(here.proxy())
         here.until_condition("RoutingProxy", "default", "Accepted", "False", "NotAllowed")
+        until(lambda: "InvalidSpec" in here.events("default"), "an Event says so")
         assert here.get(DEPLOYMENT, "stepdown-default") is None
         here.namespace = listed
     assert operator.stop() == 0
