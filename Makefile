@@ -41,7 +41,7 @@ test-compiled: compiled ## the proxy's tests against its compiled modules, as th
 
 test-cluster: $(STAMP) ## the tests against a real API server, which is built first if need be (docs/devcluster.md)
 	$(BIN)/python -m devcluster build
-	$(BIN)/pytest tests/cluster -n 2 --dist worksteal -m "not node"
+	$(BIN)/pytest tests/cluster -n 4 --dist worksteal -m "not node"
 
 test-node: $(STAMP) ## the tests that need pods that run: as root (docs/devcluster.md)
 	$(BIN)/python -m devcluster build --size node
