@@ -1,8 +1,8 @@
 """A golden case: objects and money at one moment after another, each judged with the pass before; what the last one says.
 
 The input has `stages`, each with `now`, `objects` (as in a folder) or the project's `folder` that has them, and optionally
-`spent` (USD settled by budget, in the account of that moment) and `proxies` (ready proxies that serve the config of the stage
-before, by RoutingProxy).
+`spent` (USD settled by budget, in the account of that moment), `overruns` (likewise, by model) and `proxies` (ready proxies
+that serve the config of the stage before, by RoutingProxy).
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from stepdown.model.errors import InvalidObject, parse
 from stepdown.model.money import usd_to_nusd
 from stepdown.model.quantity import moment_s
 from stepdown.model.resources import ModelCatalog, ModelRoute, RoutingProxy, SpendBudget
+from stepdown.model.traffic import Overrun
 from stepdown.plan.routes import RoutePlan
 from stepdown.plan.world import AcceptedSpec, Invalid, LedgerView, ProxiesSeen, World
 from stepdown.reconcile import Pass, reconcile
@@ -45,6 +46,10 @@ def judged(case: Mapping[str, Any]) -> dict[str, Any]:
         for key, usd in stage.get("spent", {}).items():
             account = next(each for each in balances.values() if each.budget == key and each.start_s <= now_s < each.end_s)
             balances[account.account] = replace(account, settled_nusd=usd_to_nusd(usd))
+        for key, models in stage.get("overruns", {}).items():
+            account = next(each for each in balances.values() if each.budget == key and each.start_s <= now_s < each.end_s)
+            seen = tuple(Overrun(model, usd_to_nusd(usd), int(now_s // 86_400)) for model, usd in models.items())
+            balances[account.account] = replace(account, overruns=seen, excess_nusd=sum(each.nusd for each in seen))
         made = reconcile(world, LedgerView(balances, accepted, proxies=proxies), now_s, made)
         accepted |= dict(made.accept)
     assert made is not None

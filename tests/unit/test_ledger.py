@@ -11,6 +11,7 @@ from stepdown.ledger import Ledger, errors
 from stepdown.ledger.policy import fair_shares, idle_cap
 from stepdown.model.config import SHARDS, Shard, digest, shard_of
 from stepdown.model.sync import Ask, AskAnswer, Counter, LeaseReport, SyncAnswer, SyncRequest
+from stepdown.model.traffic import Overrun
 
 FLEET = "shop/default"
 DAY_S = 86_400
@@ -330,6 +331,22 @@ def test_enforced_begins_when_every_open_instance_obeys(keeper: Keeper) -> None:
     assert keeper.balance().enforced
 
 
+def test_a_config_that_comes_again_is_not_obeyed_by_what_is_in_flight_from_between(keeper: Keeper) -> None:
+    """A budget deleted and made anew as it was would never charge the requests that were admitted in between."""
+    shard = shard_of("shop/chat")
+    with_it = keeper.publish("with")
+    keeper.say("a", acknowledged=with_it)
+    keeper.bind()
+    without = keeper.publish("without")
+    keeper.bind(binding(1000))
+    keeper.publish("with")
+    keeper.say("a", acknowledged={**with_it, shard: f"{with_it[shard]},{without[shard]}"})
+    assert not keeper.balance().enforced
+    keeper.say("a", acknowledged=with_it, counters=(chat(40),))
+    assert keeper.balance().opening_nusd == 40
+    assert keeper.balance().enforced
+
+
 def test_a_proxy_without_config_obeys_empty_shards_only(keeper: Keeper) -> None:
     """A proxy that has just begun must not stand in the way, nor be taken for one that obeys what it has not got."""
     shard = shard_of("shop/chat")
@@ -439,3 +456,15 @@ def test_verify_names_a_row_that_was_tampered_with(keeper: Keeper) -> None:
     assert f"account {TEAM} opens with 77 nUSD, its openings add up to 5" in found
     assert "uses 900 nUSD of 100 held" in found
     assert "1 rows of counters belong to instances that are closed" in found
+
+
+def test_what_an_upstream_took_beyond_its_bound_outlives_the_proxy_that_saw_it(keeper: Keeper) -> None:
+    """After a rollout the model would be trusted again, and pass the ceiling again."""
+    over = [msgspec.structs.replace(chat(cost), overrun_nusd=overrun) for cost, overrun in ((50, 30), (90, 70), (120, 40))]
+    for each in over[:2]:
+        keeper.say("a", counters=(each,))
+    keeper.say("b", counters=(over[2],))
+    keeper.say("a", closing=True, whole=True)
+    assert keeper.balance().overruns == (Overrun("m", 70, START_S // DAY_S),)
+    keeper.bind(binding(1000, "shop/other"))
+    assert keeper.balance().overruns == (), "it was no route of this budget"

@@ -519,3 +519,32 @@ def test_what_is_free_plus_what_is_held_is_what_was_granted(
         assert restored.lease(TEAM).consumed == cost + sum(each.amount_nusd for each in held)
     finally:
         till.state.close(finished=False)
+
+
+def test_what_an_upstream_took_beyond_its_bound_is_reserved_from_then_on(tmp_path: Path) -> None:
+    """The second answer of that kind would pass the ceiling as the first did; here and now, before the keeper can say so."""
+    till = till_of(tmp_path, granted=10_000)
+    first, beside = admit(till), admit(till)
+    assert first is not None and beside is not None
+    asked: list[None] = []
+    till.kick = lambda: asked.append(None)
+    till.settle(first, Usage(0, 0, 41), success=True)
+    assert asked, "the other proxies must hear of it"
+    till.settle(beside, Usage(0, 0, 41), success=True)  # It had been sent before: the same overrun, not a larger one.
+    third = admit(till)
+    assert third is not None and third.amount_nusd == BIG + 300
+    assert [each.overrun_nusd for each in till.books.counters.reports()] == [300]
+    till.settle(third, Usage(0, 0, 61), success=True)
+    fourth = admit(till)
+    assert fourth is not None and fourth.amount_nusd == BIG + 500
+
+
+def test_a_new_config_does_not_forget_what_an_upstream_took_beyond_its_bound(tmp_path: Path) -> None:
+    """A config that was rendered a moment before would let the second one pass."""
+    till = till_of(tmp_path, granted=10_000)
+    hold = admit(till)
+    assert hold is not None and till.table is not None
+    till.settle(hold, Usage(0, 0, 41), success=True)
+    till.swap(till.table.replace(None, shards([route()])))
+    again = admit(till)
+    assert again is not None and again.amount_nusd == BIG + 300

@@ -81,7 +81,8 @@ def test_an_older_proxy_is_not_sent_what_it_does_not_know_and_is_up_to_date_all_
         service = SyncService(Ledger.open(":memory:", create=True), lambda: 100.0)
         await service.bind([Binding("shop/team", 0, 10**9, 1000, True, frozenset({"shop/chat"}))])
         route_ = msgspec.structs.replace(CHAT.routes["shop/chat"], api_key_sha256=(), service_accounts=("shop/web",))
-        shard = msgspec.structs.replace(CHAT, routes={"shop/chat": route_})
+        models = {name: msgspec.structs.replace(model, overrun_nusd=7) for name, model in CHAT.models.items()}
+        shard = msgspec.structs.replace(CHAT, routes={"shop/chat": route_}, models=models)
         issuer = Issuer(url="https://issuer", keys=(TokenKey(kid="k", kty="RSA", n="AQAB", e="AQAB"),))
         service.publish(msgspec.structs.replace(CONFIG, issuer=issuer), {shard.index: shard})
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from stepdown.model.config import account_id
+from stepdown.model.traffic import Overrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class Balance:
     Not in `used`, so that no step is taken for it; what does not come becomes `unreconciled_nusd`."""
     excess_nusd: int = 0
     """The part of `settled_nusd` beyond what was leased: an upstream charged more than a request's worst case."""
+    unmetered_nusd: int = 0
+    """The part of `settled_nusd` that no counter tells of: in flight when a proxy ended, or charged by an invoice."""
+    overruns: tuple[Overrun, ...] = ()
+    """Models that did not keep to their bounds on the account's routes, ever."""
     enforced: bool = False
     """Every open instance has acknowledged the binding of every route: the ceiling holds from here on."""
 

@@ -61,7 +61,7 @@ def _numbers(request: SyncRequest) -> Iterator[tuple[str, int]]:
             yield from _amounts(ask.id, rung)
     for each in request.counters:
         yield "a counter's day", each.day
-        for name in SUMS:
+        for name in (*SUMS, "overrun_nusd"):
             yield f"{name} of {each.route}", getattr(each, name)
 
 

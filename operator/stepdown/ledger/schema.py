@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every schema this build can bring up to date, oldest first; the last is what it works on."""
 
 metadata = MetaData()
@@ -162,6 +162,27 @@ counters = Table(
     sqlite_with_rowid=False,
 )
 """`request_class` is an index into `model.config.CLASSES`."""
+
+overruns = Table(
+    "overruns",
+    metadata,
+    Column("route", ForeignKey("names.id"), primary_key=True, autoincrement=False),
+    Column("model", ForeignKey("names.id"), primary_key=True, autoincrement=False),
+    Column("day", Integer, nullable=False),
+    Column("largest", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""Where one request has cost more than its worst case: by how much at most, and the last UTC day on which that was seen."""
+
+purchase_orders = Table(
+    "purchase_orders",
+    metadata,
+    Column("route", ForeignKey("names.id"), primary_key=True, autoincrement=False),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("reference", String(63), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What a route's spend is booked under from that UTC day on. It outlives the route: a statement is made after the month."""
 
 accepted_specs = Table(
     "accepted_specs",

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from stepdown.ledger.schema import counters
+from stepdown.ledger.schema import bindings, counters, overruns
+from stepdown.ledger.schema import names as names_table
 from stepdown.ledger.store import Names, chunks
 from stepdown.model.config import CLASSES, RequestClass
 from stepdown.model.sync import Counter
+from stepdown.model.traffic import Overrun
 
 KEYS = ("route", "day", "instance", "model", "request_class")
 SUMS = (
@@ -58,6 +60,35 @@ def merge(connection: sa.Connection, names: Names, reports: Sequence[tuple[int, 
             key = (ids[each.route], each.day, instance, ids[each.model], _CLASS[each.request_class])
             wanted[key] = _larger(wanted.get(key), tuple(getattr(each, name) for name in SUMS))
     _write(connection, _stored(connection, set(wanted)), wanted)
+    _exceed(connection, [(ids[each.route], ids[each.model], each.day, each.overrun_nusd) for each in said if each.overrun_nusd])
+
+
+def _exceed(connection: sa.Connection, said: Sequence[tuple[int, int, int, int]]) -> None:
+    """Remembers the largest overrun of each route and model, and the last day of any."""
+    for route, model, day, largest in said:
+        this = (overruns.c.route == route, overruns.c.model == model)
+        known = connection.execute(sa.select(overruns.c.day, overruns.c.largest).where(*this)).first()
+        if known is None:
+            connection.execute(overruns.insert().values(route=route, model=model, day=day, largest=largest))
+        elif (day, largest) != (known.day, known.largest):
+            newest = {"day": max(day, known.day), "largest": max(largest, known.largest)}
+            connection.execute(overruns.update().where(*this).values(**newest))
+
+
+def exceeded(connection: sa.Connection) -> dict[int, tuple[Overrun, ...]]:
+    """By account: the models that did not keep to their bounds on the routes that it holds."""
+    select = (
+        sa.select(bindings.c.account, names_table.c.name, sa.func.max(overruns.c.largest), sa.func.max(overruns.c.day))
+        .join(bindings, bindings.c.route == overruns.c.route)
+        .join(names_table, names_table.c.id == overruns.c.model)
+        .where(bindings.c.bound)
+        .group_by(bindings.c.account, names_table.c.name)
+        .order_by(names_table.c.name)
+    )
+    found: dict[int, tuple[Overrun, ...]] = {}
+    for account, model, largest, day in connection.execute(select):
+        found[account] = (*found.get(account, ()), Overrun(model, int(largest), day))
+    return found
 
 
 def fold(connection: sa.Connection, instance: int) -> None:

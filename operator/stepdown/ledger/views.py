@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance
-from stepdown.ledger import binding, store
+from stepdown.ledger import binding, store, traffic
 from stepdown.ledger.lease import Account
 from stepdown.ledger.schema import accepted_specs, accounts
 from stepdown.ledger.store import Instance
+from stepdown.model.traffic import Overrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,16 @@ def balances(connection: sa.Connection, now_s: float, *, ended: bool) -> dict[st
     store.load_leases(connection, everything, everything=True)
     instances = store.load_instances(connection, state="open")
     newest = binding.newest_by_shard(connection)
-    return {each.name: _balance(each, newest.get(each.id, {}), instances.values()) for each in everything.values()}
+    overruns = traffic.exceeded(connection)
+    return {
+        each.name: _balance(each, newest.get(each.id, {}), instances.values(), overruns.get(each.id, ()))
+        for each in everything.values()
+    }
 
 
-def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[Instance]) -> Balance:
+def _balance(
+    account: Account, newest: Mapping[int, int], instances: Iterable[Instance], overruns: tuple[Overrun, ...]
+) -> Balance:
     open_ = [lease for lease in account.leases.values() if not lease.lost]
     return Balance(
         account=account.name,
@@ -62,6 +69,7 @@ def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[In
         unreconciled_nusd=account.unreconciled,
         awaited_nusd=account.awaited,
         excess_nusd=account.closed_excess + sum(lease.excess for lease in account.leases.values()),
+        overruns=overruns,
         enforced=all(each.acked.get(shard, 0) >= revision for each in instances for shard, revision in newest.items()),
     )
 

@@ -108,7 +108,7 @@ class CatalogModel:
         """What the upstream is asked for: the id by which a route named the model, else the first id, else the name."""
         return named if named is not None and named in self.ids else self.ids[0] if self.ids else self.name
 
-    def to_config(self, channels: Sequence[Channel], named: str | None = None) -> Model:
+    def to_config(self, channels: Sequence[Channel], named: str | None = None, overrun_nusd: int = 0) -> Model:
         """The model as the proxy needs it. A price that is only partly known is none. `named`: see `request_id`."""
         upstream_id = self.request_id(named)
         return Model(
@@ -122,6 +122,7 @@ class CatalogModel:
             max_tokens_field=self.max_tokens_field,
             output_bound=self.output_bound,
             reasoning_tokens=self.reasoning_tokens,
+            overrun_nusd=overrun_nusd,
         )
 
 

@@ -158,6 +158,8 @@ EVENT_PERIOD_STARTED = "PeriodStarted"
 """A new period has begun."""
 EVENT_FORECAST_OVER_LIMIT = "ForecastOverLimit"
 """If spending goes on as it did, the month ends over the limit."""
+EVENT_UPSTREAM_EXCEEDED = "UpstreamExceededMaxTokens"
+"""A model has answered more than max_tokens allows. It is charged in full, and its requests reserve more from now on."""
 EVENT_UPSTREAM_OUTAGE = "UpstreamOutage"
 """Fallbacks answer for a model that cannot be reached."""
 EVENT_INVALID_SPEC = "InvalidSpec"
@@ -174,6 +176,7 @@ EVENT_TYPES: dict[str, EventType] = {
     EVENT_EXHAUSTED: "Warning",
     EVENT_PERIOD_STARTED: "Normal",
     EVENT_FORECAST_OVER_LIMIT: "Warning",
+    EVENT_UPSTREAM_EXCEEDED: "Warning",
     EVENT_UPSTREAM_OUTAGE: "Warning",
     EVENT_INVALID_SPEC: "Warning",
     EVENT_REFS_NOT_RESOLVED: "Warning",

@@ -64,6 +64,8 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_bound: OutputBound = "MaxTokens"
     reasoning_tokens: int = 0
     """With `MaxTokensPlusReasoning`: how many tokens may come on top of max_tokens."""
+    overrun_nusd: int = 0
+    """By how much a request has been seen to cost more than all that: so much more is reserved for each."""
 
 
 class Ladder(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

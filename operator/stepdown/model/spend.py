@@ -13,6 +13,7 @@ from stepdown.model.base import (
     Conditions,
     Count,
     LabelSelector,
+    ModelName,
     Name,
     Resource,
     Rule,
@@ -233,6 +234,11 @@ class BudgetStatus(Api):
     """Worst cases of the requests in flight."""
     unreconciled_usd: SignedUsd | None = None
     """Held for lost proxies until a statement or an administrator settles it."""
+    excess_usd: SignedUsd | None = None
+    """The part of spentUSD beyond all that was reserved, since an upstream exceeded max_tokens: by so much the bill may have
+    passed the limit. Absent: nothing."""
+    exceeded_by: Annotated[tuple[ModelName, ...], Field(max_length=64)] = ()
+    """Models that exceeded max_tokens in this period. More is reserved for each of their requests since."""
     remaining_usd: SignedUsd | None = None
     """Limit less spent and unreconciled."""
     used_percent: Annotated[str, StringConstraints(max_length=12, pattern=PERCENT_PATTERN)] | None = None

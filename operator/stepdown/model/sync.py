@@ -9,7 +9,8 @@ know (what is new has a default, and a default is not written), and a field that
 
 * 1: numbers, tickets, config;
 * 2: with `ready`, `keys` and `down`, what a proxy says of itself, and `whole`, by which a keeper that cannot be sure of its
-  ledger hears everything once more; and with `proxies`, how many share what is rationed to the fleet.
+  ledger hears everything once more; with `proxies`, how many share what is rationed to the fleet; and with `overrun_nusd`, by
+  how much an upstream did not keep to its bound.
 
     SyncError
     ├── SyncUnavailable   no answer: the keeper is away, or its ledger cannot write. Nothing has changed; another follows
@@ -78,7 +79,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     All accounts of a rung or none; answered with the first rung that can be granted."""
 
 
-class Counter(msgspec.Struct, frozen=True, kw_only=True):
+class Counter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Cumulative traffic of one instance by route × model × class × UTC day of admission."""
 
     route: str
@@ -99,6 +100,8 @@ class Counter(msgspec.Struct, frozen=True, kw_only=True):
     """The part of `cost_nusd` that was charged at the reservation for want of usage."""
     unpriced: int = 0
     """Requests served by a model without a price: their cost is not known and counted as 0."""
+    overrun_nusd: int = 0
+    """Protocol 2. Not a sum: the most by which one request has cost more than its worst case by the catalog."""
 
 
 class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -30,6 +30,8 @@ class Market:
     catalogs: tuple[ModelCatalog, ...]
     catalog: Catalog
     channels: tuple[Channel, ...]
+    overruns: Mapping[str, int] = field(default_factory=dict)
+    """By model: by how much a request has cost more than its worst case. Nothing but the reservation depends on it."""
     ladders: dict[Wanted, Ladders] = field(default_factory=dict)
     """Those made so far: thousands of routes want the same few things."""
 
@@ -48,10 +50,11 @@ class Market:
             return True
         return rule.selector is not None and rule.selector.matches(world.labels_of(namespace))
 
-    def same_as(self, spec: ProxySpec, catalogs: Sequence[ModelCatalog], now_s: float) -> bool:
+    def same_as(self, spec: ProxySpec, catalogs: Sequence[ModelCatalog], overruns: Mapping[str, int], now_s: float) -> bool:
         until_s = self.catalog.changes_at_s
         return (
-            (self.spec is spec or self.spec == spec)
+            self.overruns == overruns
+            and (self.spec is spec or self.spec == spec)
             and len(self.catalogs) == len(catalogs)
             and all(one is other or one.spec == other.spec for one, other in zip(self.catalogs, catalogs, strict=True))
             and self.catalog.at_s <= now_s
@@ -97,7 +100,7 @@ def plan_fleets(
     world: World, view: LedgerView, now_s: float, catalogs: Mapping[str, CatalogPlan], previous: Mapping[str, FleetPlan]
 ) -> dict[str, FleetPlan]:
     """Every RoutingProxy, by `namespace/name`."""
-    plans = {}
+    plans, overruns = {}, view.overruns(now_s)
     for thing in sources(world, "RoutingProxy"):
         each: Source[ProxySpec] = source(thing)  # type: ignore[assignment]  # of this kind
         judge = partial(_allowed, world, each.namespace)
@@ -111,8 +114,8 @@ def plan_fleets(
         laid, missing = _catalogs(spec, catalogs, view)
         before = previous.get(each.key)
         market = before.market if before is not None else None
-        if market is None or not market.same_as(spec, laid, now_s):
-            market = Market(each.key, each.namespace, spec, laid, Catalog.of(laid, now_s), channels(spec))
+        if market is None or not market.same_as(spec, laid, overruns, now_s):
+            market = Market(each.key, each.namespace, spec, laid, Catalog.of(laid, now_s), channels(spec), overruns)
         plans[each.key] = FleetPlan(each, spec, in_force, accepted, _resolved(each, spec, missing, world), market)
     return plans
 

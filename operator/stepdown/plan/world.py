@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from stepdown.budget.account import Balance
+from stepdown.budget.months import day_of
 from stepdown.model.config import Issuer
 from stepdown.model.resources import ModelCatalog, ModelRoute, RoutingProxy, SpendBudget
+
+OVERRUN_DAYS = 31
+"""How long it is held against a model that the upstream did not keep to its bound."""
 
 Kind = Literal["ModelRoute", "SpendBudget", "RoutingProxy", "ModelCatalog"]
 ObjectKey = tuple[str, str]
@@ -138,6 +142,15 @@ class LedgerView:
     settled: bool = True
     """False: this process began so lately that proxies may not have reported yet. Then what an object's own status says of them
     stays, so that a restart of the operator is not written into every status, twice."""
+
+    def overruns(self, now_s: float) -> dict[str, int]:
+        """By model: the largest sum by which a request of any Hard budget has lately cost more than its worst case."""
+        since_day, found = day_of(now_s) - OVERRUN_DAYS, dict[str, int]()
+        for balance in self.balances.values():
+            for each in balance.overruns:
+                if each.day >= since_day:
+                    found[each.model] = max(each.nusd, found.get(each.model, 0))
+        return found
 
 
 AnyObject = ModelRoute | SpendBudget | RoutingProxy | ModelCatalog

@@ -24,6 +24,7 @@ class Count:
         "input_tokens",
         "model",
         "output_tokens",
+        "overrun_nusd",
         "request_class",
         "requests",
         "route",
@@ -41,10 +42,13 @@ class Count:
         self.cost_nusd = 0
         self.estimated_nusd = 0
         self.unpriced = 0
+        self.overrun_nusd = 0
+        """Not a sum but the largest."""
         self.acked: Counter | None = None
         """What the keeper has acknowledged last."""
 
-    def report(self) -> Counter:
+    def report(self, *, overruns: bool = True) -> Counter:
+        """Without `overruns` as protocol 1 knows it."""
         return Counter(
             route=self.route,
             model=self.model,
@@ -58,6 +62,7 @@ class Count:
             cost_nusd=self.cost_nusd,
             estimated_nusd=self.estimated_nusd,
             unpriced=self.unpriced,
+            overrun_nusd=self.overrun_nusd if overruns else 0,
         )
 
     def add(self, more: Counter) -> None:
@@ -69,6 +74,7 @@ class Count:
         self.cost_nusd += more.cost_nusd
         self.estimated_nusd += more.estimated_nusd
         self.unpriced += more.unpriced
+        self.overrun_nusd = max(self.overrun_nusd, more.overrun_nusd)
 
 
 class Counters:
@@ -102,11 +108,11 @@ class Counters:
         count.add(more)
         self.changed.add(count)
 
-    def reports(self, *, everything: bool = False) -> tuple[Counter, ...]:
+    def reports(self, *, everything: bool = False, overruns: bool = True) -> tuple[Counter, ...]:
         """What has changed since the last acknowledged message, or all that has counted anything: a rung that was looked at and
         not taken has a counter too, and the ledger needs no row of it."""
         counts = (count for count in self if count.requests or count.cost_nusd) if everything else self.changed
-        return tuple(count.report() for count in counts)
+        return tuple(count.report(overruns=overruns) for count in counts)
 
     def acknowledge(self, sent: Sequence[Counter]) -> None:
         """The keeper has these numbers; a counter that has grown meanwhile stays marked."""
@@ -159,4 +165,5 @@ def _less(now: Counter, before: Counter | None) -> Counter:
         cost_nusd=now.cost_nusd - before.cost_nusd,
         estimated_nusd=now.estimated_nusd - before.estimated_nusd,
         unpriced=now.unpriced - before.unpriced,
+        overrun_nusd=now.overrun_nusd,
     )

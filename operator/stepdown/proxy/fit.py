@@ -2,9 +2,9 @@
 calls it.
 
 A request is priced once, before it is sent, at the dearest price in force until its longest possible end. What it can cost at
-most is its input bound at the dearer of the two input prices, plus its output bound. A rung without such a bound is None:
-never under a Hard budget. Whether the input fits the model's context is not asked here: the upstream says so, and that costs
-nothing.
+most is its input bound at the dearer of the two input prices, plus its output bound, plus what the upstream has been seen to
+take beyond them. A rung without such a bound is None: never under a Hard budget. Whether the input fits the model's context is
+not asked here: the upstream says so, and that costs nothing.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def worst_case_nusd(
         return None
     else:
         bound = (tokens + rung.reasoning_tokens) * n
-    return -(-(input_tokens * input_pusd + bound * output_pusd) // 1000), tokens
+    return -(-(input_tokens * input_pusd + bound * output_pusd) // 1000) + rung.overrun_nusd, tokens
 
 
 def candidates(

@@ -48,7 +48,7 @@ class Tab(Line):
 class Hold(Reservation):
     """One attempt's reservation: what it is charged to, and what it is sent with."""
 
-    __slots__ = ("admitted_s", "cost_nusd", "max_tokens", "open", "prices", "reason", "tab")
+    __slots__ = ("admitted_s", "cost_nusd", "margin_nusd", "max_tokens", "open", "prices", "reason", "tab")
 
     def __init__(
         self,
@@ -69,6 +69,8 @@ class Hold(Reservation):
         self.prices = prices
         """Pinned at admission; None: Unpriced."""
         self.admitted_s = admitted_s
+        self.margin_nusd = tab.rung.overrun_nusd
+        """The part of `amount_nusd` that is there because of earlier overruns."""
         self.open = True
         self.cost_nusd = 0
         """Once it has ended."""

@@ -169,7 +169,7 @@ class Syncer:
             acknowledged=acknowledged,
             leases=tuple(reports),
             asks=asks,
-            counters=till.books.counters.reports(everything=whole),
+            counters=till.books.counters.reports(everything=whole, overruns=self._protocol >= 2),
             closing=closing,
             ready=self._protocol >= 2 and self.is_ready(),
             keys=self.keys() if self._protocol >= 2 else {},

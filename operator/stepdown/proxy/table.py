@@ -44,6 +44,7 @@ class RungEntry:
         "max_output_tokens",
         "model",
         "name",
+        "overrun_nusd",
         "reasoning_tokens",
         "tier",
         "upstream_id",
@@ -60,6 +61,8 @@ class RungEntry:
         self.context_tokens = model.context_tokens
         self.max_output_tokens = model.max_output_tokens
         self.reasoning_tokens = model.reasoning_tokens if model.output_bound == "MaxTokensPlusReasoning" else 0
+        self.overrun_nusd = model.overrun_nusd
+        """The one thing here that grows: this proxy may have seen more than the config knows yet (`Table.expect`)."""
         self.flat: Prices | None = None
         """The prices, where one entry holds for ever: the usual case, and no search."""
         self.worst_input_pusd = 0
@@ -129,7 +132,7 @@ class BudgetEntry:
 class ShardEntry:
     """One compiled shard: its digest, its routes, and whether a newer one has taken its place."""
 
-    __slots__ = ("budgets", "digest", "generation", "index", "retired", "routes")
+    __slots__ = ("budgets", "digest", "generation", "index", "retired", "routes", "rungs")
 
     def __init__(self, shard: Shard, generation: int = 0) -> None:
         self.index = shard.index
@@ -140,6 +143,7 @@ class ShardEntry:
         rungs = {name: RungEntry(model) for name, model in shard.models.items()}
         budgets = {name: BudgetEntry(name, budget) for name, budget in shard.budgets.items()}
         self.budgets = tuple(budgets.values())
+        self.rungs = tuple(rungs.values())
         self.routes: dict[str, RouteEntry] = {}
         for name, route in shard.routes.items():
             try:
@@ -232,6 +236,16 @@ class Table:
             if index in self.shards:
                 self.shards[index].retired = True
         return table
+
+    def expect(self, model: str, overrun_nusd: int) -> bool:
+        """From here on that much more is reserved for the model. False: the config said so already, wherever it is named."""
+        news = False
+        for shard in self.shards.values():
+            for rung in shard.rungs:
+                if rung.name == model and rung.overrun_nusd < overrun_nusd:
+                    rung.overrun_nusd = overrun_nusd
+                    news = True
+        return news
 
     @property
     def routes(self) -> Iterator[RouteEntry]:

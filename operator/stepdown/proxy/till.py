@@ -45,6 +45,7 @@ class Till:
         "excess_nusd",
         "kick",
         "log",
+        "overruns",
         "queue",
         "reachable",
         "refusals",
@@ -73,6 +74,8 @@ class Till:
         """Asks the syncer to send a message at once."""
         self.excess_nusd = 0
         """What requests cost beyond their reservation: an upstream that did not honour its bound."""
+        self.overruns: dict[str, int] = {}
+        """By model: the largest overrun seen here that the config does not know of yet."""
         self.refusals: dict[str, int] = {}
         self._expect_at_s = 0.0
         """A horizon before this moment there is a next period to look out for: the nearest start, then once a second."""
@@ -177,7 +180,7 @@ class Till:
         hold.cost_nusd = cost_nusd
         self.books.settle(hold, cost_nusd, uncached, cached, output, flags)
         if cost_nusd > hold.amount_nusd and hold.tab.leases:
-            self.excess_nusd += cost_nusd - hold.amount_nusd
+            self._exceeded(hold, cost_nusd)
         tab = hold.tab
         if tab.share is not None and not tab.premium:
             self._share(tab.route.name).earn(tab.share)
@@ -243,6 +246,7 @@ class Till:
     def swap(self, table: Table) -> None:
         """Another config is in force; those who wait are judged by it."""
         self.table = table
+        self.overruns = {model: nusd for model, nusd in self.overruns.items() if table.expect(model, nusd)}
         self._tabs.clear()
         now_s = self.clock.now_s()
         starts_s = [
@@ -308,6 +312,23 @@ class Till:
         if tab.premium and tab.share is not None:
             self._share(tab.route.name).spend(tab.share)
         return hold
+
+    def _exceeded(self, hold: Hold, cost_nusd: int) -> None:
+        """What the upstream has done once it may do again, here and now: later requests for the model reserve that much more.
+
+        The keeper hears of it with the counters, and tells everybody.
+        """
+        self.excess_nusd += cost_nusd - hold.amount_nusd
+        tab = hold.tab
+        if not tab.hard:
+            return
+        overrun_nusd = cost_nusd - hold.amount_nusd + hold.margin_nusd
+        tab.count.overrun_nusd = max(overrun_nusd, tab.count.overrun_nusd)
+        if overrun_nusd > self.overruns.get(tab.rung.name, 0):
+            self.overruns[tab.rung.name] = overrun_nusd
+            if self.table is not None:
+                self.table.expect(tab.rung.name, overrun_nusd)
+            self.kick()
 
     def _tab(self, route: RouteEntry, request_class: RequestClass, rung: RungEntry, now_s: float) -> Tab:
         key = (route, request_class, rung)

@@ -216,7 +216,8 @@ def _shard(
             for rung in (*plan.rungs, *plan.fallbacks):
                 if rung.upstream_id not in named:
                     if rung.upstream_id not in models:
-                        models[rung.upstream_id] = rung.model.to_config(market.channels, rung.upstream_id)
+                        overrun_nusd = market.overruns.get(rung.model.name, 0)
+                        models[rung.upstream_id] = rung.model.to_config(market.channels, rung.upstream_id, overrun_nusd)
                     named[rung.upstream_id] = models[rung.upstream_id]
         for budget in each.route.budgets:
             bound[budget] = budgets[budget]

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepdown.budget.account import Balance
 from stepdown.budget.forecast import forecast
-from stepdown.budget.months import rfc3339
+from stepdown.budget.months import Period, day_of, rfc3339
 from stepdown.budget.verdict import percent
 from stepdown.model import conditions
 from stepdown.model.conditions import Condition
@@ -17,6 +17,8 @@ from stepdown.model.money import nusd_to_usd
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.status import summary
 from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since, stalled
+
+MODELS_SHOWN = 64
 
 
 def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | None, now_s: float) -> Document:
@@ -49,6 +51,7 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
         "end": rfc3339(plan.period.end_s),
     }
     document |= money(plan.balance, plan.limit_nusd, plan.used)
+    document |= _exceeded(plan.balance, plan.period)
     document["summary"] = {
         **money_summary(plan.balance, plan.limit_nusd, plan.used),
         "reset": summary.reset(plan.following.month),
@@ -80,6 +83,15 @@ def money(balance: Balance | None, limit_nusd: int, used: Fraction) -> Document:
         "remainingUSD": nusd_to_usd(limit_nusd - _spent_nusd(balance)),
         "usedPercent": percent(used),
     }
+
+
+def _exceeded(balance: Balance | None, period: Period) -> Document:
+    """What an upstream charged beyond the reservations, and which models did; nothing where all is as it should be."""
+    if balance is None:
+        return {}
+    found: Document = {"excessUSD": nusd_to_usd(balance.excess_nusd)} if balance.excess_nusd else {}
+    models = [each.model for each in balance.overruns if each.day >= day_of(period.start_s)]
+    return {**found, **({"exceededBy": models[:MODELS_SHOWN]} if models else {})}
 
 
 def money_summary(balance: Balance | None, limit_nusd: int, used: Fraction) -> Document:

@@ -11,6 +11,7 @@ from typing import Any
 from stepdown.model import conditions
 from stepdown.model.conditions import EVENT_TYPES, EventType
 from stepdown.model.config import TIERS
+from stepdown.model.money import nusd_to_usd
 from stepdown.plan.budgets import BudgetPlan
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import Kind, ObjectKey
@@ -96,6 +97,16 @@ def _budget(plan: BudgetPlan, document: Mapping[str, Any], previous: Mapping[str
     was_out = within_then is not None and within_then["status"] == "False" and not new_period
     if within is not None and within["status"] == "False" and not was_out:
         events.append(event(conditions.EVENT_EXHAUSTED, within["message"]))
+    known = set(previous.get("exceededBy", ()))
+    overruns = {each.model: each.nusd for each in plan.balance.overruns} if plan.balance is not None else {}
+    for model in document.get("exceededBy", ()):
+        if model not in known:
+            message = (
+                f"{model!r} has answered more than max_tokens allows: one request cost ${nusd_to_usd(overruns[model])} more"
+                " than its worst case. It is charged in full, and every request for the model reserves that much more from now"
+                " on."
+            )
+            events.append(event(conditions.EVENT_UPSTREAM_EXCEEDED, message))
     if over_limit(document) and plan.used < 1 and (new_period or not over_limit(previous)):
         ends = document["forecast"]["monthEndUSD"]
         at = document["forecast"].get("exhaustedAt", period["end"])

@@ -71,7 +71,8 @@ class Keeper:
 
 
 def moved(plan: Plan, balances: Mapping[str, Balance]) -> bool:
-    """Whether some budget stands elsewhere than when it was judged: at another step, or its ceiling holds now."""
+    """Whether some budget stands elsewhere than when it was judged: at another step, its ceiling holds now, or a model has
+    cost more than it could."""
     return any(_moved(budget, balances) for budget in plan.budgets.values())
 
 
@@ -109,7 +110,11 @@ def _moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
         return False
     used = Fraction(balance.spent_nusd + balance.unreconciled_nusd, budget.limit_nusd)
     known = budget.balance
-    return judge(budget.terms.steps, used) != budget.verdict or known is None or known.enforced != balance.enforced
+    return (
+        judge(budget.terms.steps, used) != budget.verdict
+        or known is None
+        or (known.enforced, known.overruns) != (balance.enforced, balance.overruns)
+    )
 
 
 def _differ(config: FleetConfig, before: FleetConfig) -> bool:

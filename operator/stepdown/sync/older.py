@@ -16,8 +16,15 @@ def fleet_of_protocol_1(fleet: Fleet) -> Fleet:
 
 
 def shard_of_protocol_1(shard: Shard) -> Shard:
-    """The same object where nothing is left out."""
-    if not any(route.service_accounts for route in shard.routes.values()):
+    """The same object where nothing is left out.
+
+    What an upstream was seen to take beyond its bounds is not reserved by an older proxy, with this shard or any other.
+    """
+    routes, models = shard.routes, shard.models
+    if any(route.service_accounts for route in routes.values()):
+        routes = {name: msgspec.structs.replace(route, service_accounts=()) for name, route in routes.items()}
+    if any(model.overrun_nusd for model in models.values()):
+        models = {name: msgspec.structs.replace(model, overrun_nusd=0) for name, model in models.items()}
+    if routes is shard.routes and models is shard.models:
         return shard
-    routes = {name: msgspec.structs.replace(route, service_accounts=()) for name, route in shard.routes.items()}
-    return msgspec.structs.replace(shard, routes=routes)
+    return msgspec.structs.replace(shard, routes=routes, models=models)

@@ -109,6 +109,7 @@ class _Money(Collector):
         spent = family("spent_usd", "Settled and estimated in the period.")
         reserved = family("reserved_usd", "Worst cases of requests in flight.")
         unreconciled = family("unreconciled_usd", "Held by proxies that are lost.")
+        excess = family("excess_usd", "Beyond all that was reserved: an upstream exceeded max_tokens.")
         used = family("used_ratio", "Spent and unreconciled, as a part of the ceiling.")
         step = family("step_percent", "The step in force; 0: none was reached.")
         forecast = family("forecast_usd", "What the period ends at if spending goes on as it did, as the status says.")
@@ -124,13 +125,14 @@ class _Money(Collector):
             spent.add_metric(labels, spent_nusd / _NUSD)
             reserved.add_metric(labels, (balance.reserved_nusd if balance is not None else 0) / _NUSD)
             unreconciled.add_metric(labels, held_nusd / _NUSD)
+            excess.add_metric(labels, (balance.excess_nusd if balance is not None else 0) / _NUSD)
             used.add_metric(labels, (spent_nusd + held_nusd) / budget.limit_nusd)
             step.add_metric(labels, budget.verdict.step.at_percent if budget.verdict.step is not None else 0)
             expected = made.statuses[("SpendBudget", budget.key)].get("forecast")
             if expected is not None:
                 forecast.add_metric(labels, float(expected["monthEndUSD"]))
             enforced.add_metric(labels, float(balance is not None and balance.enforced))
-        yield from (limit, spent, reserved, unreconciled, used, step, forecast, enforced)
+        yield from (limit, spent, reserved, unreconciled, excess, used, step, forecast, enforced)
 
     def _routes(self, made: Pass) -> Iterator[GaugeMetricFamily]:
         routes = made.plan.routes.values()
