@@ -37,7 +37,8 @@ class Config:
     routes: dict[str, tuple[Account, ...]] = field(default_factory=dict)
 
     def digest(self, shard: int) -> str:
-        return f"{shard}:" + ";".join(f"{r}={self.routes.get(r, ())}" for r in ROUTES if shard_of(r) == shard)
+        plain = f"{shard}:" + ";".join(f"{r}={self.routes.get(r, ())}" for r in ROUTES if shard_of(r) == shard)
+        return plain.replace(",", " ")  # (a comma stands between digests)
 
     @property
     def digests(self) -> dict[int, str]:
@@ -190,8 +191,8 @@ class Proxy:
         self.sent[self.seq] = (now_s, {key: self.counters[key][0] for key in keys}, leases, whole)
         under = {}
         for shard in range(SHARDS):
-            current = self.config.digest(shard)
-            under[shard] = next((h.config.digest(shard) for h in self.holds if h.config.digest(shard) != current), current)
+            flying = (hold.config.digest(shard) for hold in self.holds)
+            under[shard] = ",".join(dict.fromkeys((self.config.digest(shard), *flying)))
         return SyncRequest(
             instance=self.name,
             fleet=FLEET,

@@ -47,12 +47,13 @@ class Published:
         return self.horizons.get(fleet, DEFAULT_HORIZON_S)
 
     def obeyed(self, fleet: str, acknowledged: Mapping[int, str]) -> dict[int, int]:
-        """By shard: the revision that an instance obeys which has acknowledged these digests."""
+        """By shard: the revision that an instance obeys which has acknowledged these digests, with all that is in flight."""
         found = {}
         for shard in range(SHARDS):
-            revision = self.revisions.get((fleet, shard), {}).get(acknowledged.get(shard) or EMPTY[shard])
-            if revision is not None:
-                found[shard] = revision
+            known = self.revisions.get((fleet, shard), {})
+            under = (acknowledged.get(shard) or EMPTY[shard]).split(",")
+            if all(each in known for each in under):
+                found[shard] = min(known[each] for each in under)
         return found
 
 

@@ -117,7 +117,8 @@ class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     digests: dict[int, str] = {}
     """By shard: the digest of the config that the proxy has; what is missing or different comes down."""
     acknowledged: dict[int, str] = {}
-    """By shard: the digest of the oldest config by which a request is still in flight (else the current one)."""
+    """By shard: the digests of all configs by which requests are in flight, and of the current one, joined by commas. All,
+    since a config that comes again has the digest that it had: the oldest alone may be taken for the newest."""
     leases: tuple[LeaseReport, ...] = ()
     asks: tuple[Ask, ...] = ()
     counters: tuple[Counter, ...] = ()

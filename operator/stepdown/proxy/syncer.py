@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.proxy.books import Books
 from stepdown.proxy.lease import Lease
-from stepdown.proxy.table import BadConfig, ShardEntry, Table
+from stepdown.proxy.table import BadConfig, Table
 from stepdown.proxy.till import Till
 from stepdown.proxy.waiting import POLL_S
 from stepdown.proxy.wal import LogUnavailable
@@ -178,21 +178,18 @@ class Syncer:
         )
 
     def _config_in_use(self, table: Table | None, now_s: float) -> tuple[dict[int, str], dict[int, str], float]:
-        """What this proxy has; the oldest of each shard by which a request is in flight; how long the longest may yet take."""
+        """What this proxy has; all of each shard by which requests are in flight; how long the longest may yet take."""
         if table is None:
             return {}, {}, 0.0
-        oldest: dict[int, ShardEntry] = dict(table.shards)
+        digests = {index: shard.digest for index, shard in table.shards.items()}
+        under = dict(digests)
         until_s = now_s
         for hold in self._till.holds():
             until_s = max(until_s, hold.until_s)
             home = hold.route.home
-            if home.generation < oldest[home.index].generation:
-                oldest[home.index] = home
-        return (
-            {index: shard.digest for index, shard in table.shards.items()},
-            {index: shard.digest for index, shard in oldest.items()},
-            until_s - now_s,
-        )
+            if home.retired and home.digest not in under[home.index].split(","):
+                under[home.index] += f",{home.digest}"
+        return digests, under, until_s - now_s
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
