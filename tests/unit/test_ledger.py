@@ -347,22 +347,6 @@ def test_a_config_that_comes_again_is_not_obeyed_by_what_is_in_flight_from_betwe
     assert keeper.balance().enforced
 
 
-def test_a_config_that_comes_again_is_not_obeyed_by_what_is_in_flight_from_between(keeper: Keeper) -> None:
-    """A budget deleted and made anew as it was would never charge the requests that were admitted in between."""
-    shard = shard_of("shop/chat")
-    with_it = keeper.publish("with")
-    keeper.say("a", acknowledged=with_it)
-    keeper.bind()
-    without = keeper.publish("without")
-    keeper.bind(binding(1000))
-    keeper.publish("with")
-    keeper.say("a", acknowledged={**with_it, shard: f"{with_it[shard]},{without[shard]}"})
-    assert not keeper.balance().enforced
-    keeper.say("a", acknowledged=with_it, counters=(chat(40),))
-    assert keeper.balance().opening_nusd == 40
-    assert keeper.balance().enforced
-
-
 def test_a_proxy_without_config_obeys_empty_shards_only(keeper: Keeper) -> None:
     """A proxy that has just begun must not stand in the way, nor be taken for one that obeys what it has not got."""
     shard = shard_of("shop/chat")
