@@ -67,10 +67,9 @@ class SpyTill(Till):
         return cost
 
     def release(self, hold: Hold, *, attempted: bool) -> None:
-        was_open = hold.open
-        super().release(hold, attempted=attempted)
-        if self._host.alive and was_open:
+        if self._host.alive and hold.open:  # (told first: whoever waits for the money takes it before this is over)
             self._truth.released(self._host, hold)
+        super().release(hold, attempted=attempted)
 
     async def admit_later(
         self,

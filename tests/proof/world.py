@@ -127,8 +127,8 @@ class World:
             return self.keepers[0]
         return self.leader
 
-    async def start_keeper(self, *, beside: bool = False) -> Keeper:
-        """Raises LedgerError."""
+    async def start_keeper(self, *, beside: bool = False, older: bool = False) -> Keeper:
+        """`older`: on a copy that was put back. Raises LedgerError."""
         self._terms += 1
         if self.forgets and self.path.exists():
             forget(self.path)
@@ -140,6 +140,8 @@ class World:
             random.Random(f"keeper {self.seed} {self._terms}"),
             beside=beside,
         )
+        if older:
+            self.doubted |= {view.name for view in keeper.instances()}
         keeper.doubted = self.doubted
         self.keepers.append(keeper)
         await keeper.begin(self.plan())
@@ -222,8 +224,7 @@ class World:
         await self.kill_keepers()
         put_back(self.path, self.chance.choice(self.backups))
         self.put_back = True
-        keeper = await self.start_keeper()
-        self.doubted |= {view.name for view in keeper.instances()}
+        await self.start_keeper(older=True)
 
     # Looks
 
