@@ -112,21 +112,27 @@ def settled(here: World) -> bool:
     )
 
 
+PARTS = 3
+"""Every third write in one test: they run beside each other."""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_fleet_is_made_whole_whichever_write_was_the_last(plane: ControlPlane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_fleet_is_made_whole_whichever_write_was_the_last(plane: ControlPlane, tmp_path: Path, part: int) -> None:
     """Half a fleet would stay half a fleet: ConfigMaps without a Deployment, a route that is served and says that it is not."""
     with gate(plane) as between:
         wanted, writes = _from_nothing(plane, tmp_path / "0", between, 0)
         assert len(writes) > 10, writes
-        for write in range(1, len(writes) + 1):
+        for write in range(1 + part, len(writes) + 1, PARTS):
             found, done = _from_nothing(plane, tmp_path / str(write), between, write)
             assert found == wanted, f"killed after write {write}: {done[-1:]}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_change_is_made_whole_whichever_write_was_the_last(plane: ControlPlane, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_change_is_made_whole_whichever_write_was_the_last(plane: ControlPlane, tmp_path: Path, part: int) -> None:
     """A fleet that goes from one state to another and back, and its operator is killed after another write each time."""
     with gate(plane) as between, world(plane, tmp_path) as here:
         one(here)
@@ -138,8 +144,8 @@ def test_a_change_is_made_whole_whichever_write_was_the_last(plane: ControlPlane
             wanted[change], done = _run(here, between, 0)
             writes = max(writes, done, key=len)
         assert len(writes) > 5, writes
-        for write in range(1, len(writes) + 1):
-            change = another if write % 2 else one
+        for number, write in enumerate(range(1 + part, len(writes) + 1, PARTS)):
+            change = one if number % 2 else another
             change(here)
             found, done = _run(here, between, write)
             assert found == wanted[change], f"{change.__name__}, killed after write {write}: {done[-1:]}"
