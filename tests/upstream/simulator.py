@@ -5,13 +5,13 @@ It stands for `https://global-apis.com/v1` in every test that sends a request, i
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 
 import msgspec
 
 from tests.upstream.answers import CREATED_S, Model, Pace, Script, answer, json_answer, refusal
-from tests.upstream.bill import Bill, Outcome, Price, read_price_list
+from tests.upstream.bill import Bill, Outcome, Price, cost_nusd, read_price_list
 from tests.upstream.faults import Fault, FaultBook, Kind
 from tests.upstream.server import Connection, Request
 
@@ -127,6 +127,22 @@ class Simulator:
         while self.requests < requests:
             self._arrival.clear()
             await self._arrival.wait()
+
+    def reprice(self, model: str, price: Price) -> None:
+        """What ends from here on costs this."""
+        self._prices[model.lower()] = price
+
+    def cut(self) -> None:
+        """Every connection ends, as when an upstream is restarted; what was in flight is billed as any abandoned request."""
+        for connection in tuple(self._connections):
+            connection.abort()
+
+    def pending(self) -> Iterator[tuple[Entry, int]]:
+        """Each request in flight, and what it will be billed at most, in nUSD."""
+        for chat in self.in_flight:
+            price = self._prices.get(chat.entry.model.lower())
+            tokens = chat.script.tokens
+            yield chat.entry, cost_nusd(price, tokens) if price is not None and tokens is not None else 0
 
     # What `server.Connection` calls.
 
