@@ -11,6 +11,7 @@ from stepdown.budget.account import Balance, Binding
 from stepdown.ledger import Ledger, errors
 from stepdown.ledger.ledger import Judged
 from stepdown.ledger.terms import HOPE_S, Begun
+from stepdown.model.config import SHARDS
 from stepdown.model.sync import Ask, Counter, LeaseReport, SyncAnswer, SyncRequest
 
 FLEET = "shop/default"
@@ -247,7 +248,7 @@ def test_what_fails_wants_nothing(keeper: Keeper) -> None:
         keeper.judge(keeper.message("a", ask(1, 10)))
     keeper.ledger._database._connection.execute("PRAGMA query_only = OFF")
     assert keeper.ledger.needed_marks() == {}
-    keeper.grant("a", 10, 2)
+    keeper.say("a", ask(2, 10), whole=True)
     assert keeper.witness["born"] == 1
 
 
@@ -302,7 +303,7 @@ def test_after_a_kill_everything_up_to_the_mark_counts_until_all_have_spoken(kee
     assert keeper.balance().committed_nusd == keeper.witness[TEAM]
     assert keeper.balance().used == 0, "no step is taken for it"
     answer = keeper.say("a", leases=(lease(granted=250, consumed=30),))
-    assert answer.whole, "not enough: it has said only what has changed"
+    assert (answer.verdict, answer.whole) == ("stale", True), "not enough: it has said only what has changed"
     assert keeper.balance().awaited_nusd == BLOCK - 50
     assert not keeper.say("a", leases=(lease(granted=250, consumed=30),), whole=True).whole
     assert keeper.balance().awaited_nusd == BLOCK - 50, "b has not spoken"
@@ -315,8 +316,9 @@ def test_kills_do_not_add_up(keeper: Keeper) -> None:
     keeper.grant("a", 250)
     for n in range(2, 30):
         keeper.crash()
+        keeper.say("a", leases=(lease(granted=240 + 10 * (n - 1)),), whole=True)
         keeper.grant("a", 10, n, granted=240 + 10 * (n - 1))
-        keeper.say("a", leases=(lease(granted=240 + 10 * n),), whole=True)
+        keeper.say("a", leases=(lease(granted=240 + 10 * n),))
         assert keeper.balance().committed_nusd == 240 + 10 * n
     assert keeper.witness[TEAM] <= 240 + 10 * 30 + BLOCK
 
@@ -605,6 +607,52 @@ def test_openings_are_heard_again(keeper: Keeper) -> None:
     assert keeper.balance().opening_nusd == 77
 
 
+def spent_on_chat(nusd: int) -> tuple[Counter, ...]:
+    day = START_S // 86_400
+    return (Counter(route="shop/chat", model="m", request_class="default", day=day, requests=1, cost_nusd=nusd),)
+
+
+def obeying(keeper: Keeper, config: str, *bindings: Binding) -> dict[int, str]:
+    """What a proxy acknowledges that obeys this config; it is bound and published now."""
+    keeper.bind(*bindings)
+    digests = dict.fromkeys(range(SHARDS), config)
+    keeper.ledger.publish(FLEET, digests, 600.0)
+    return digests
+
+
+def test_a_budget_made_anew_since_the_backup_opens_with_what_was_spent_without_it(keeper: Keeper) -> None:
+    """The older ledger thinks that the budget was there all the time; what no lease charged meanwhile would be spent twice."""
+    with_it = obeying(keeper, "with", binding())
+    keeper.say("a", acknowledged=with_it)
+    keeper.grant("a", 250)
+    spent = lease(granted=250, consumed=100)
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(100), acknowledged=with_it)
+    old = keeper.backup()
+    without = obeying(keeper, "without")
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(900), acknowledged=without)
+    obeying(keeper, "with", binding())
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(1_000), acknowledged=with_it)
+    assert keeper.balance().opening_nusd == 900
+    keeper.restore(old)
+    obeying(keeper, "with", binding())
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(1_000), acknowledged=with_it)
+    assert keeper.balance().opening_nusd == 0, "not heard: it may have left out what its leases have charged"
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(1_000), acknowledged=with_it, whole=True)
+    assert (keeper.balance().opening_nusd, keeper.balance().spent_nusd, keeper.balance().awaited_nusd) == (900, 1_000, 0)
+
+
+def test_what_leases_have_charged_since_the_backup_is_no_opening(keeper: Keeper) -> None:
+    """Each kill of the keeper would charge a second's traffic twice."""
+    digests = obeying(keeper, "with", binding())
+    keeper.say("a", acknowledged=digests)
+    keeper.grant("a", 5_000)
+    keeper.crash()
+    obeying(keeper, "with", binding())
+    spent = lease(granted=5_000, consumed=700)
+    keeper.say("a", leases=(spent,), counters=spent_on_chat(700), acknowledged=digests, whole=True)
+    assert (keeper.balance().opening_nusd, keeper.balance().spent_nusd) == (0, 700)
+
+
 def test_an_older_proxy_cannot_say_that_it_has_said_everything(keeper: Keeper) -> None:
     """It leaves out what has not changed; so the rest stays charged rather than be let go on its word."""
     keeper.grant("a", 250)
@@ -643,16 +691,17 @@ def test_an_empty_ledger_beside_marks_grants_nothing_until_the_loss_is_accepted(
     assert "what was in it is lost. Bring it back from a backup; or accept" in emptied.ledger.standstill
     answer = emptied.say("b", ask(1, 10))
     assert (answer.asks[0].rung, answer.asks[0].recoverable) == (-1, True)
-    emptied.say("a", leases=(lease(granted=4_000, consumed=900),))
+    emptied.say("a", leases=(lease(granted=4_000, consumed=900),), whole=True)
     assert emptied.balance().settled_nusd == 900, "what was spent is taken in"
     emptied.restart()
     assert emptied.ledger.standstill, "it is not empty any more, but nobody has accepted the loss"
     accept(emptied.path)
     emptied.now_s += HOPE_S
     assert emptied.say("b", ask(2, 10)).asks[0].rung == 0
-    assert (emptied.ledger.standstill, emptied.balance().committed_nusd) == ("", 4_000 + BLOCK + 10)
-    emptied.say("a", leases=(lease(granted=4_000, consumed=900, returned=3_000),), whole=True)
-    assert emptied.balance().committed_nusd == 1_010, "all that there ever were have spoken: nothing is lost after all"
+    held = (emptied.ledger.standstill, emptied.balance().committed_nusd)
+    assert held == ("", 4_010), "all that there ever were have spoken: nothing is lost after all"
+    emptied.say("a", leases=(lease(granted=4_000, consumed=900, returned=3_000),))
+    assert emptied.balance().committed_nusd == 1_010
     assert emptied.restart().lost == 0
     assert emptied.ledger.standstill == ""
 

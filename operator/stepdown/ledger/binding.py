@@ -10,13 +10,13 @@ so traffic that a lease has charged already is not charged twice, and all that w
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from stepdown.budget.account import Binding
 from stepdown.ledger.lease import Account
-from stepdown.ledger.schema import accounts, bindings, counters, openings
+from stepdown.ledger.schema import accounts, bindings, counters, leases, openings
 from stepdown.ledger.store import Names, chunks, create_account, load_accounts, load_leases, save_accounts
 from stepdown.model.config import shard_of
 
@@ -126,6 +126,83 @@ def charge(
     save_accounts(connection, extra)
 
 
+class Told(NamedTuple):
+    """What an instance has told of an account's routes, in nUSD; and what of that is charged."""
+
+    bound: dict[int, int]
+    """By route that is bound now: what its counters say."""
+    held: int
+    """What the counters of all routes say that the account ever held."""
+    charged: int
+    """By leases, and as opening."""
+
+    @property
+    def slack(self) -> int:
+        return self.held - self.charged
+
+
+def told(connection: sa.Connection, of: Collection[int]) -> dict[tuple[int, int], Told]:
+    """By account and instance, of these instances."""
+    if not of:
+        return {}
+    charged: dict[tuple[int, int], int] = {}
+    for part in chunks(of):
+        consumed = sa.select(leases.c.account, leases.c.instance, leases.c.consumed).where(leases.c.instance.in_(part))
+        opened = (
+            sa.select(openings.c.account, openings.c.instance, sa.func.sum(openings.c.opening))
+            .where(openings.c.instance.in_(part))
+            .group_by(openings.c.account, openings.c.instance)
+        )
+        for select in (consumed, opened):
+            for account, instance, nusd in connection.execute(select):
+                charged[account, instance] = charged.get((account, instance), 0) + int(nusd)
+    found: dict[tuple[int, int], Told] = {}
+    for row in _costs(connection, None, set(of)):
+        key = (row.account, row.instance)
+        was = found.setdefault(key, Told({}, 0, charged.get(key, 0)))
+        if row.bound:
+            was.bound[row.route] = int(row.cost)
+        found[key] = was._replace(held=was.held + int(row.cost))
+    return {key: found.get(key, Told({}, 0, charged.get(key, 0))) for key in found.keys() | charged.keys()}
+
+
+def charge_between(
+    connection: sa.Connection,
+    loaded: dict[str, Account],
+    of: Collection[int],
+    before: Mapping[tuple[int, int], Told],
+) -> None:
+    """Charges as opening what these instances have told of bound routes since `before`, and no lease and no opening has
+    charged meanwhile: what an older copy of the ledger awaits, or has lost.
+
+    Accounts that are `loaded` are changed there, for the caller to save.
+    """
+    save_accounts(connection, loaded.values())
+    nothing = Told({}, 0, 0)
+    due: dict[tuple[int, int], dict[int, tuple[int, int]]] = {}
+    for key, now in told(connection, of).items():
+        was = before.get(key, nothing)
+        slack = now.slack - was.slack
+        for route, cost in now.bound.items():
+            more = max(0, min(cost - was.bound.get(route, 0), slack))
+            slack -= more
+            if more:
+                due.setdefault(key, {})[route] = (more, cost)
+    if not due:
+        return
+    by_id = {account.id: account for account in loaded.values()}
+    extra = _load_missing(connection, by_id, {account for account, _ in due})
+    seen = _seen(connection, {account for account, _ in due}, {instance for _, instance in due})
+    changed = {}
+    for (account, instance), routes in due.items():
+        for route, (more, cost) in routes.items():
+            changed[account, route, instance] = (seen.get((account, route, instance), (0, 0))[0] + more, cost)
+            by_id[account].charge_opening(more)
+            by_id[account].account_for(more)
+    _write_openings(connection, seen, changed)
+    save_accounts(connection, extra)
+
+
 def fold(connection: sa.Connection, instance: int) -> None:
     """A closed instance's openings become nobody's."""
     rows = list(connection.execute(sa.select(openings).where(openings.c.instance == instance)))
@@ -228,19 +305,21 @@ def _slack(connection: sa.Connection, by_id: Mapping[int, Account], of: set[int]
     return slack
 
 
-def _costs(connection: sa.Connection, of: set[int], at: set[int] | None) -> Iterator[Any]:
+def _costs(connection: sa.Connection, of: set[int] | None, at: set[int] | None) -> Iterator[Any]:
     """What counters say, in these accounts' periods, of every route that they ever held: by account, route and instance.
 
     A long list of accounts is looked for here, not by the database: it would look for each of them at every counter.
     """
     select = (
-        sa.select(bindings.c.account, bindings.c.route, counters.c.instance, _COST)
+        sa.select(bindings.c.account, bindings.c.route, bindings.c.bound, counters.c.instance, _COST)
         .join(accounts, accounts.c.id == bindings.c.account)
         .join(counters, counters.c.route == bindings.c.route)
         .where(*_IN_PERIOD)
-        .group_by(bindings.c.account, bindings.c.route, counters.c.instance)
+        .group_by(bindings.c.account, bindings.c.route, bindings.c.bound, counters.c.instance)
     )
-    if len(of) <= FEW:
+    if of is None:
+        pass
+    elif len(of) <= FEW:
         select = select.where(bindings.c.account.in_(of))
     else:
         oldest = connection.execute(sa.select(sa.func.min(accounts.c.start_s)).where(accounts.c.id >= min(of))).scalar()
@@ -248,7 +327,7 @@ def _costs(connection: sa.Connection, of: set[int], at: set[int] | None) -> Iter
     for there in [None] if at is None else chunks(at):
         here = select if there is None else select.where(counters.c.instance.in_(there))
         for row in connection.execute(here):
-            if row.account in of:
+            if of is None or row.account in of:
                 yield row
 
 

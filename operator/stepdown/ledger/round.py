@@ -86,6 +86,8 @@ class Round:
         self._instances = store.load_instances(self._connection, [each.instance for each in batch])
         verdicts = {each.instance: self._judge(each) for each in batch}
         fresh = [each for each in batch if verdicts[each.instance] == "ok"]
+        unheard = [self._instances[each.instance].id for each in fresh if self._instances[each.instance].unheard]
+        before = binding.told(self._connection, unheard)
         back = {self._instances[each.instance].id for each in fresh if self._meet(each)}
         traffic.merge(
             self._connection,
@@ -100,6 +102,8 @@ class Round:
             self._take_in(each)
         for each in fresh:
             self._open(each)
+        if unheard:
+            binding.charge_between(self._connection, self._accounts, unheard, before)
         for each in fresh:
             self._hear_out(each)
             if each.closing:
@@ -124,6 +128,7 @@ class Round:
             self._instances[request.instance] = instance
             if self._marks is not None and request.protocol > 1 and not request.whole:
                 instance.unheard, self.revealed = terms.SILENT, True  # It thinks that it is known here.
+                store.save_instances(self._connection, [instance])
         if instance.fleet != request.fleet:
             raise LedgerRefused(
                 f"sync from {request.instance}: it says fleet {request.fleet!r}, but began as one of {instance.fleet!r}; "
@@ -131,7 +136,7 @@ class Round:
             )
         if instance.state == "closed":
             return "ended" if request.closing and request.seq >= instance.seq else "fenced"
-        unsaid = request.closing and instance.unheard and request.protocol > 1 and not request.whole
+        unsaid = instance.unheard and request.protocol > 1 and not request.whole  # What it says is taken in whole, or not yet.
         return "stale" if request.seq < instance.seq or unsaid else "ok"
 
     def _meet(self, request: SyncRequest) -> bool:

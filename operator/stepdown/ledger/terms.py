@@ -15,6 +15,9 @@ A keeper that begins has a ledger and the witness's marks (`marks`). Three thing
 the ledger knew is moved from `awaited` to where it belongs, and what it holds less than the ledger thought is added: somebody
 else may have been granted it since. All that is committed stays the same sum, so it stays above the truth. Once all that were
 open have said everything (`SyncRequest.whole`), nothing unknown is left, and the rest of `awaited` is gone: within seconds.
+Nothing is taken in of a message that is not whole: between a copy and its return a budget may have been unbound and bound
+again, and what an instance spent meanwhile is what its counters have grown by beyond its leases (`binding.charge_between`),
+which only the two as of one moment can say.
 
 Where that cannot be, the rest is `unaccounted` and shows as unreconciled: while an instance that was open is lost and not
 settled; and where the ledger lacks numbers (`strays`): those who bear them come forward by reporting grants that nobody
@@ -48,7 +51,7 @@ TAIL_S = 86_400
 HOPE_S = 60.0
 """How long after its begin a term waits for who is silent, before it says `unaccounted`."""
 
-_CLOSED, _BORN, _STRAYS, _ASTRAY, _LOSS = "closed", "born", "strays", "astray", "loss"
+_CLOSED, _BORN, _STRAYS, _ASTRAY, _LOSS, _DOUBTED = "closed", "born", "strays", "astray", "loss", "doubted_s"
 
 
 class Begun(NamedTuple):
@@ -78,6 +81,7 @@ def begin(connection: sa.Connection, mine: int, witness: Mapping[str, int], now_
     gap = witness.get(BORN, 0) - _number(connection, _BORN)
     if not proven:
         _doubt(connection, max(0, gap))
+        store.write_meta(connection, _DOUBTED, repr(now_s))
         _await(connection, witness, now_s)
     if gap > 0:
         store.write_meta(connection, _BORN, str(witness[BORN]))
@@ -137,6 +141,11 @@ def never_sure(connection: sa.Connection) -> None:
     store.write_meta(connection, _ASTRAY, "1")
 
 
+def doubted_s(connection: sa.Connection) -> float:
+    """When a term last began unproven; infinite where that is not known, and never where it never did."""
+    return float(store.read_meta(connection, _DOUBTED, "inf" if _ever_doubted(connection) else "-inf"))
+
+
 def accepted(connection: sa.Connection) -> bool:
     return store.read_meta(connection, _LOSS, "") == "accepted"
 
@@ -153,7 +162,8 @@ def accept_loss(connection: sa.Connection) -> None:
 _BOTH = accounts.c.unaccounted + accounts.c.awaited
 
 
-_ALIVE = instances.c.id != 0, instances.c.state != "closed"
+_ALIVE = instances.c.fleet != "", instances.c.state != "closed"
+"""Not nobody, nor an invoice's (`settlement`), of which there is nothing to hear."""
 _FLAGGED = sa.select(instances.c.state, instances.c.unheard).distinct().where(*_ALIVE, instances.c.unheard > 0)
 
 
@@ -166,6 +176,13 @@ def _give_up(connection: sa.Connection) -> None:
 
 def _number(connection: sa.Connection, name: str) -> int:
     return int(store.read_meta(connection, name, "0"))
+
+
+def _ever_doubted(connection: sa.Connection) -> bool:
+    """By what it leaves behind."""
+    unaccounted = sa.select(accounts.c.id).where(accounts.c.unaccounted > 0).limit(1)
+    unheard = sa.select(instances.c.id).where(*_ALIVE, instances.c.unheard > 0).limit(1)
+    return any(connection.execute(each).first() is not None for each in (unaccounted, unheard))
 
 
 def _knows_anybody(connection: sa.Connection) -> bool:
