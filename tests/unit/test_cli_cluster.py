@@ -424,7 +424,7 @@ def test_tab_after_kubectl_stepdown_knows_commands_options_and_routes(api: KubeA
         assert directive in (":4", ":0")
         return [line.partition("\t")[0] for line in lines]
 
-    assert offered("") == ["explain", "status", "report", "version"]
+    assert offered("") == ["explain", "status", "report", "statement", "version"]
     assert offered("report", "m") == ["month"]
     assert "--baseline" in offered("report", "savings", "--b")
     assert offered("explain", "") == ["chat"]

@@ -32,6 +32,30 @@ class Binding:
 
 
 @dataclass(frozen=True, slots=True)
+class Invoiced:
+    """What the upstream's invoice of a month has come to, and what of it this account has."""
+
+    month: str
+    through: str
+    """The last day in UTC that it covers."""
+    billed_nusd: int
+    metered_nusd: int
+    """By the ledger, in the same days, whoever spent it."""
+    excess_nusd: int
+    """Billed beyond all that was metered or held."""
+    short_nusd: int
+    """Metered by its usage, and not billed."""
+    slack_nusd: int
+    """By how much the invoice may be rounded."""
+    charged_nusd: int
+    """To this account, of what it held unreconciled."""
+    kept_nusd: int
+    """Of it unreconciled still: it may have been billed."""
+    released_nusd: int
+    """Of it free again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Balance:
     """Where an account's money is, in nUSD, as the ledger saw it at one moment."""
 
@@ -59,7 +83,11 @@ class Balance:
     excess_nusd: int = 0
     """The part of `settled_nusd` beyond what was leased: an upstream charged more than a request's worst case."""
     unmetered_nusd: int = 0
-    """The part of `settled_nusd` that no counter tells of: in flight when a proxy ended, or charged by an invoice."""
+    """The part of `settled_nusd` that no counter tells of: in flight when a proxy ended, or stated by an administrator."""
+    invoiced_nusd: int = 0
+    """The part of `settled_nusd` that the upstream's invoice charged, of what was unreconciled."""
+    invoice: Invoiced | None = None
+    """Of the month for which the account's period stands, once it was read."""
     overruns: tuple[Overrun, ...] = ()
     """Models that did not keep to their bounds on the account's routes, ever."""
     enforced: bool = False

@@ -5,6 +5,7 @@ the first instant whose local time is at or after midnight of the first, also wh
 A budget whose `timeZone` changed keeps the period it is in; the next begins where that one ends and ends by the new zone.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -51,7 +52,7 @@ def period_at(now_s: float, zone: str, known: Iterable[tuple[int, int]] = ()) ->
     start_s = month.start_s
     for known_start_s, known_end_s in known:
         if known_start_s <= now_s < known_end_s:
-            return Period(_month_of(known_start_s, known_end_s, zone), known_start_s, known_end_s)
+            return Period(month_of(known_start_s, known_end_s, zone), known_start_s, known_end_s)
         if known_end_s <= now_s:
             start_s = max(start_s, known_end_s)
     return Period(month.month, start_s, month.end_s)
@@ -93,12 +94,27 @@ def rfc3339(at_s: float) -> str:
     return instant(at_s).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def day_text(day: int) -> str:
+    """20770 → `2026-11-13`."""
+    return instant(day * 86_400).strftime("%Y-%m-%d")
+
+
+def month_span(month: str) -> tuple[int, int]:
+    """The first and the last day of `2026-11` in UTC, as days since 1970. Raises ValueError."""
+    found = re.fullmatch(r"(\d{4})-(\d{2})", month, re.ASCII)
+    if found is None or not 1 <= int(found[2]) <= 12 or not 1970 <= int(found[1]) < 9999:
+        raise ValueError(f"{month!r} is not a month; write one such as 2026-11")
+    year, number = int(found[1]), int(found[2])
+    return month_start_s(year, number, "UTC") // 86_400, month_start_s(*_next(year, number), "UTC") // 86_400 - 1
+
+
 def day_of(at_s: float) -> int:
     """Days since 1970-01-01 UTC: the ledger's counters are kept by these."""
     return int(at_s // 86_400)
 
 
-def _month_of(start_s: int, end_s: int, zone: str) -> str:
+def month_of(start_s: int, end_s: int, zone: str) -> str:
+    """The calendar month that a period stands for."""
     return month_at((start_s + end_s) // 2, zone).month
 
 

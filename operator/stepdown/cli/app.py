@@ -18,6 +18,8 @@ COMMANDS = {
     "explain": "stepdown.cli.explain:explain",
     "status": "stepdown.cli.status:status",
     "report": "stepdown.cli.report:report",
+    "statement": "stepdown.cli.statement:statement",
+    "reconcile": "stepdown.cli.reconcile:reconcile",
     "key": "stepdown.cli.key:key",
     "ledger": "stepdown.cli.ledger:ledger",
     "operator": "stepdown.cli.operator:operator",
@@ -26,7 +28,7 @@ COMMANDS = {
 }
 """In the order in which `stepdown --help` shows them: what people use most comes first."""
 
-PLUGIN = ("explain", "status", "report", "version")
+PLUGIN = ("explain", "status", "report", "statement", "version")
 """What `kubectl stepdown` has of them."""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -1,7 +1,7 @@
 """Figures as they are now: from the operator, through the API server's proxy for Services. Where that is not allowed or the
 operator is away, from what it last wrote into the objects' status, and then the command says so.
 
-`status`, `explain` and `report` use it.
+`status`, `explain`, `report` and `statement` use it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,7 @@ from stepdown.cli.errors import ClusterUnreadable
 
 if TYPE_CHECKING:
     from stepdown.budget.account import Balance
+    from stepdown.budget.statement import MonthBooks
     from stepdown.cluster.client import Cluster
     from stepdown.cluster.errors import ClusterError
     from stepdown.model.sync import Counter
@@ -56,6 +57,23 @@ async def counters(cluster: "Cluster", namespace: str, first_day: int, last_day:
     except msgspec.DecodeError as error:
         why = f"the operator in {namespace} answers what this version does not understand ({error})"
     raise ClusterUnreadable(f"a report is made of the operator's ledger, and {why}.")
+
+
+async def books(cluster: "Cluster", namespace: str, first_day: int, last_day: int) -> "MonthBooks":
+    """What a statement is made of. Raises ClusterUnreadable."""
+    import msgspec
+
+    from stepdown.budget.statement import MonthBooks
+    from stepdown.cluster.errors import ClusterError
+
+    try:
+        body = await cluster.raw_get(path_of(namespace, f"books?since_day={first_day}&until_day={last_day}"))
+        return msgspec.json.decode(body, type=MonthBooks)
+    except ClusterError as error:
+        why = _why(error, namespace)
+    except msgspec.DecodeError as error:
+        why = f"the operator in {namespace} answers what this version does not understand ({error})"
+    raise ClusterUnreadable(f"a statement is made of the operator's ledger, and {why}.")
 
 
 def _why(error: "ClusterError", namespace: str) -> str:

@@ -45,6 +45,16 @@ ledger_option: Callable[[F], F] = click.option(
 )
 
 
+def month_days(month: str) -> tuple[int, int]:
+    """The first and last day of `--month` in UTC, as days since 1970."""
+    from stepdown.budget.months import month_span
+
+    try:
+        return month_span(month)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--month") from None
+
+
 def print_machine(value: Any, output: Format) -> None:
     """A value as JSON or YAML, in full and in a stable order."""
     if output == "json":

@@ -4,7 +4,6 @@ Of a ledger (--ledger), or of a cluster, whose operator has one. Without either,
 cent.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import click
 
 from stepdown.cli.cluster import Reach, asked, cluster_options, note
 from stepdown.cli.errors import CommandError
-from stepdown.cli.output import Format, output_option, print_machine, print_table
+from stepdown.cli.output import Format, month_days, output_option, print_machine, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +120,7 @@ def _gather(ledger_file: str | None, month: str | None, reach: Reach, *, catalog
     from stepdown.sync.clock import now_s
 
     month = month or datetime.fromtimestamp(now_s(), UTC).strftime("%Y-%m")
-    first, last = _days(month)
+    first, last = month_days(month)
     if ledger_file is None:
         return asked(reach, lambda cluster: _of_cluster(cluster, reach, month, (first, last), catalogs))
     if reach.written:
@@ -248,17 +247,6 @@ def _find(catalog: "Catalog", name: str) -> "CatalogModel":
         hint = f"the nearest: {', '.join(near)}" if near else "see `stepdown explain` for what there is"
         raise CommandError(f"{name!r} is not a model of the catalog; {hint}")
     return model
-
-
-def _days(month: str) -> tuple[int, int]:
-    """The first and last day of a month in UTC, as days since 1970."""
-    found = re.fullmatch(r"(\d{4})-(\d{2})", month)
-    if not found or not 1 <= int(found[2]) <= 12 or int(found[1]) < 1970:
-        raise click.BadParameter(f"{month!r} is not a month; write one such as 2026-11", param_hint="--month")
-    year, number = int(found[1]), int(found[2])
-    after = (year + 1, 1) if number == 12 else (year, number + 1)
-    first, end = (int(datetime(*each, 1, tzinfo=UTC).timestamp()) // 86_400 for each in ((year, number), after))
-    return first, end - 1
 
 
 def _traffic(counters: "Iterable[Counter]") -> "list[Traffic]":

@@ -223,6 +223,22 @@ class Account:
         self.consumed += consumed
         self.committed += consumed
 
+    def forgive(self, nusd: int) -> None:
+        """So much of `unaccounted` is somebody's now."""
+        self.unaccounted -= nusd
+        self.unreconciled -= nusd
+        self.committed -= nusd
+
+    def state(self, instance: int, held: int, released: int, charged: int) -> bool:
+        """What an invoice says of all that came to its instance (`settlement`). True: it is news."""
+        lease = self.leases.get(instance) or self.add(Lease(self.id, instance, lost=True))
+        if (lease.granted, lease.returned, lease.consumed) == (held, released, charged):
+            return False
+        self._count(lease, -1)
+        lease.granted, lease.returned, lease.consumed = held, released, charged
+        self._count(lease, 1)
+        return True
+
     def mark(self, lease: Lease, *, lost: bool) -> None:
         self._count(lease, -1)
         lease.lost = lost

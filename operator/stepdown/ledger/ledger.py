@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance, Binding
-from stepdown.ledger import binding, closing, epoch, errors, migrate, store, terms, traffic, verify, views
+from stepdown.budget.statement import MonthBooks
+from stepdown.ledger import binding, closing, epoch, errors, migrate, orders, settlement, store, terms, traffic, verify, views
 from stepdown.ledger.check import check
 from stepdown.ledger.database import Database, again, open_database
 from stepdown.ledger.desk import Pressure
@@ -32,6 +33,13 @@ T = TypeVar("T")
 
 
 class Judged(NamedTuple):
+class _Undone(Exception):
+    """Ends a transaction that was only to be looked at."""
+
+    def __init__(self, done: settlement.Reconciled) -> None:
+        self.done = done
+
+
     """The answers to a batch, in its order."""
 
     answers: list[SyncAnswer]
@@ -295,6 +303,26 @@ class Ledger:
         What is missing is bound no more, and keeps what it has spent.
         """
         now_s = self._now(now_s)
+    def reconcile(self, said: settlement.Statement, now_s: float, *, dry_run: bool = False) -> settlement.Reconciled:
+        """Settles by an upstream's invoice what was unreconciled, while the keeper may be at work. Raises LedgerRefused.
+
+        `dry_run`: says what would come of it, and nothing has happened.
+        """
+
+        def settle(connection: sa.Connection) -> settlement.Reconciled:
+            turn = epoch.read(connection).turn  # Its lock keeps every grant out until this is over.
+            done = settlement.reconcile(connection, said, max(self._seen_s, now_s))
+            if dry_run:
+                raise _Undone(done)
+            if self._database.may_go_back:
+                epoch.next_turn(connection, turn)
+            return done
+
+        try:
+            return self._write(settle, fenced=False, once=True)
+        except _Undone as undone:
+            return undone.done
+
 
         def bind(connection: sa.Connection) -> int:
             """The revision in force; read anew, for an attempt before may have happened after all."""
@@ -325,6 +353,14 @@ class Ledger:
         return self._read(lambda connection: views.balances(connection, now_s, ended=ended))
 
     def route_totals(self, since_day: int, until_day: int) -> dict[str, RouteTotal]:
+    def orders(self) -> dict[str, str]:
+        """By route: the purchase order of today."""
+        return {route: each[-1][1] for route, each in self._read(orders.booked).items()}
+
+    def book(self, references: Mapping[str, str], day: int) -> None:
+        """From that UTC day on these routes' spend is booked under these purchase orders (empty: none)."""
+        self._write(lambda connection: orders.book(connection, self._names, references, day))
+
         """By route, over days since 1970-01-01 UTC, both included."""
         return self._read(lambda connection: traffic.route_totals(connection, self._names, since_day, until_day))
 
@@ -339,6 +375,16 @@ class Ledger:
     def verify(self) -> list[str]:
         """Differences between the ledger's own sums, a sentence each; none when all is well."""
         return self._read(lambda connection: verify.differences(connection))
+
+    def books(self, since_day: int, until_day: int) -> MonthBooks:
+        """What a statement is made of; both days included."""
+
+        def read(connection: sa.Connection) -> MonthBooks:
+            counters = traffic.totals(connection, self._names, since_day, until_day, by_day=True)
+            accounts = views.account_books(connection, since_day, until_day, self._seen_s)
+            return MonthBooks(tuple(counters), orders.booked(connection), accounts)
+
+        return self._read(read)
 
 
 def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:

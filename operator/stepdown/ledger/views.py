@@ -1,16 +1,17 @@
 """What the ledger shows: balances, instances, and the specs it keeps for the plan. `Ledger`'s views call this."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance
-from stepdown.ledger import binding, store, traffic
+from stepdown.budget.months import day_of
+from stepdown.budget.statement import AccountBooks
+from stepdown.ledger import binding, settlement, store, traffic
 from stepdown.ledger.lease import Account
-from stepdown.ledger.schema import accepted_specs, accounts
+from stepdown.ledger.schema import accepted_specs, accounts, bindings, names
 from stepdown.ledger.store import Instance
-from stepdown.model.traffic import Overrun
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +46,38 @@ def balances(connection: sa.Connection, now_s: float, *, ended: bool) -> dict[st
     instances = store.load_instances(connection, state="open")
     newest = binding.newest_by_shard(connection)
     overruns = traffic.exceeded(connection)
+    charged = settlement.charged(connection, everything.values())
+    invoices = settlement.invoiced(connection, everything.values())
     return {
-        each.name: _balance(each, newest.get(each.id, {}), instances.values(), overruns.get(each.id, ()))
+        each.name: replace(
+            _balance(each, newest.get(each.id, {}), instances.values()),
+            overruns=overruns.get(each.id, ()),
+            invoiced_nusd=charged.get(each.id, 0),
+            invoice=invoices.get(each.id),
+        )
         for each in everything.values()
     }
 
 
-def _balance(
-    account: Account, newest: Mapping[int, int], instances: Iterable[Instance], overruns: tuple[Overrun, ...]
-) -> Balance:
+def account_books(connection: sa.Connection, since_day: int, until_day: int, now_s: float) -> tuple[AccountBooks, ...]:
+    """Every account whose period has a part in these days, with the routes that it holds or has held."""
+    known = names_by_id(connection)
+    held: dict[str, set[str]] = {}
+    select = sa.select(accounts.c.name, bindings.c.route).join(bindings, bindings.c.account == accounts.c.id)
+    for account, route in connection.execute(select):
+        held.setdefault(account, set()).add(known[route])
+    return tuple(
+        AccountBooks(each, frozenset(held.get(name, ())))
+        for name, each in sorted(balances(connection, now_s, ended=True).items())
+        if day_of(each.start_s) <= until_day and day_of(each.end_s - 1) >= since_day
+    )
+
+
+def names_by_id(connection: sa.Connection) -> dict[int, str]:
+    return {row.id: row.name for row in connection.execute(sa.select(names))}
+
+
+def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[Instance]) -> Balance:
     open_ = [lease for lease in account.leases.values() if not lease.lost]
     return Balance(
         account=account.name,
@@ -69,7 +93,7 @@ def _balance(
         unreconciled_nusd=account.unreconciled,
         awaited_nusd=account.awaited,
         excess_nusd=account.closed_excess + sum(lease.excess for lease in account.leases.values()),
-        overruns=overruns,
+        unmetered_nusd=account.closed_unmetered,
         enforced=all(each.acked.get(shard, 0) >= revision for each in instances for shard, revision in newest.items()),
     )
 

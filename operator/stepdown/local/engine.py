@@ -141,6 +141,7 @@ class Engine:
         assumed = f"RoutingProxy/{IMPLICIT}" if gathered.implicit else None
         accept = {uid: each for uid, each in made.accept if uid != assumed}
         await self._keeper.remember(accept, () if gathered.unreadable else gone(self._keeper.accepted, made.plan))
+        await self._keeper.book(made.plan, now_s())
         self._made = made
         self._tell_keys(gathered.keys)
         if self._keeper.publish({gathered.fleet: config}):

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 
 from stepdown.budget.account import Balance, Binding
+from stepdown.budget.months import day_of
 from stepdown.budget.verdict import judge
 from stepdown.model.config import Fleet, account_id, digest
 from stepdown.plan.budgets import BudgetPlan
+from stepdown.plan.orders import purchase_orders
 from stepdown.plan.plan import Plan
 from stepdown.plan.world import AcceptedSpec, uid_of
 from stepdown.reconcile import Decided
@@ -29,6 +31,9 @@ class Keeper:
         self._service, self._at, self._board = service, at or _as_it_is, board
         self._bindings: dict[str, Binding] | None = None
         self._published: dict[str, FleetConfig] = {}
+        self._orders: dict[str, str] | None = None
+        self._booked: tuple[object, ...] = ()
+        """What the purchase orders were last made from."""
         self.accepted: Mapping[str, AcceptedSpec] = {}
         """What the ledger keeps, by UID: an input of the next pass."""
 
@@ -54,6 +59,21 @@ class Keeper:
             await self._service.call(lambda ledger: ledger.accept(new, gone))
             forgotten = frozenset(gone)
             self.accepted = {uid: each for uid, each in self.accepted.items() if uid not in forgotten} | dict(accept)
+
+    async def book(self, plan: Plan, now_s: float) -> None:
+        """Keeps under which purchase order each route's spend is booked from today on."""
+        world = plan.world
+        made_of = (world.routes, world.invalid, world.budgets, world.namespace_labels)
+        if all(one is other for one, other in zip(made_of, self._booked, strict=False)) and self._booked:
+            return
+        wanted = purchase_orders(plan)
+        if self._orders is None:
+            self._orders = await self._service.call(lambda ledger: ledger.orders())
+        changed = {route: order for route, order in wanted.items() if order != self._orders.get(route, "")}
+        if changed:
+            await self._service.call(lambda ledger: ledger.book(changed, day_of(now_s)))
+            self._orders |= changed
+        self._booked = made_of
 
     def publish(self, configs: Mapping[str, FleetConfig]) -> tuple[str, ...]:
         """Last: the fleets whose proxies have something new to fetch."""

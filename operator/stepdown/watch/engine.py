@@ -136,6 +136,8 @@ class Engine:
             return True
         if now - self._judged_s < REFRESH_S:
             return False
+        # Those of ended periods too: an invoice comes after its month.
+        balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
         return any(self._balances.get(account) != balance for account, balance in balances.items())
 
     def _spent(self, account: str, spent_nusd: int) -> None:
@@ -164,6 +166,7 @@ class Engine:
             self.wake()  # an account may have opened with money spent
         await self._keeper.remember(dict(decided.accept), gone(self._keeper.accepted, decided.plan))
         self._keeper.publish(decided.configs)
+        await self._keeper.book(decided.plan, now)
         self._next_steps = next_steps(decided.plan)
         self.took(time.monotonic() - began_s)
         view = replace(view, totals=await self._route_totals(now, at_once=before is None or _stepped(decided, before)))

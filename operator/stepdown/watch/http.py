@@ -6,6 +6,7 @@ kubectl's plugin ask it. Nothing here changes anything, and nothing here is secr
     /metrics        Prometheus
     /v1/status      `views.Overview`: balances, routes' traffic, what is in force: what `stepdown status` and `explain` need
     /v1/counters    ?since_day=&until_day= traffic by route, model, class and day: what `stepdown report` needs
+    /v1/books       ?since_day=&until_day= the same with accounts and purchase orders: what `stepdown statement` needs
 """
 
 import asyncio
@@ -31,9 +32,10 @@ class Views:
         metrics: Callable[[], Awaitable[bytes]],
         status: Callable[[], Awaitable[Any]],
         counters: Callable[[int, int], Awaitable[Any]],
+        books: Callable[[int, int], Awaitable[Any]],
     ) -> None:
-        """`ready`: why not, or nothing. `status` and `counters` give None where this process does not lead."""
-        self.ready, self.metrics, self.status, self.counters = ready, metrics, status, counters
+        """`ready`: why not, or nothing. `status`, `counters` and `books` give None where this process does not lead."""
+        self.ready, self.metrics, self.status, self.counters, self.books = ready, metrics, status, counters, books
 
 
 class HttpServer:
@@ -51,6 +53,7 @@ class HttpServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/counters", self._counters)
+        app.router.add_get("/v1/books", self._books)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
@@ -78,6 +81,12 @@ class HttpServer:
         return await _json(self._views.status())
 
     async def _counters(self, request: web.Request) -> web.Response:
+        return await self._of_days(request, self._views.counters)
+
+    async def _books(self, request: web.Request) -> web.Response:
+        return await self._of_days(request, self._views.books)
+
+    async def _of_days(self, request: web.Request, view: Callable[[int, int], Awaitable[Any]]) -> web.Response:
         try:
             since, until = int(request.query["since_day"]), int(request.query["until_day"])
         except (KeyError, ValueError):
@@ -86,7 +95,7 @@ class HttpServer:
             )
         if not 0 <= until - since <= _MAX_DAYS:
             return _error(400, f"until_day is {until}, since_day {since}: ask for 0 to {_MAX_DAYS} days, the later one last")
-        return await _json(self._views.counters(since, until))
+        return await _json(view(since, until))
 
 
 async def _json(answer: Awaitable[Any]) -> web.Response:

@@ -98,7 +98,9 @@ class _Process:
             board=self._board,
         )
         self._http = HttpServer(
-            Views(ready=self._why_not_ready, metrics=self._scrape, status=self._status, counters=self._counters)
+            Views(
+                ready=self._why_not_ready, metrics=self._scrape, status=self._status, counters=self._counters, books=self._books
+            )
         )
 
     async def run(self) -> int:
@@ -262,6 +264,11 @@ class _Process:
         if not self._published():
             return None
         return await self._service().call(lambda ledger: ledger.counters(since_day, until_day, by_day=True))
+
+    async def _books(self, since_day: int, until_day: int) -> Any:
+        if not self._published():
+            return None
+        return await self._service().call(lambda ledger: ledger.books(since_day, until_day))
 
 
 def _tls(options: Options) -> Tls:
