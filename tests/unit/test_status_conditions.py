@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from stepdown.budget.account import Invoiced
 from stepdown.model import conditions
 from stepdown.model.crd import UNKNOWN_STATUS
 from stepdown.model.fleet import ProxyStatus
@@ -55,7 +56,7 @@ def test_every_golden_status_is_read_as_meant(golden: Path) -> None:
         kind = name.split()[0]
         types = [each["type"] for each in document["conditions"]]
         assert types == [each for each in conditions.TYPES[kind] if each in types], "the order in which they are shown"
-        assert set(conditions.TYPES[kind]) - set(types) <= {"Stalled"}, "every question is answered"
+        assert set(conditions.TYPES[kind]) - set(types) <= {"Stalled", "Reconciled"}, "every question is answered"
         found = {each["type"]: each for each in document["conditions"]}
         assert all(each["observedGeneration"] == document["observedGeneration"] for each in document["conditions"])
         now = kstatus(document["observedGeneration"], document)
@@ -295,3 +296,51 @@ def test_an_outage_is_what_half_of_the_proxies_say() -> None:
     heard = at(NOW_S + 190, again, b=4)
     assert out(heard) == [(b, "12:01:00Z")] and heard.events == ()
     assert out(at(NOW_S + 200, heard)) == []
+
+
+# --- what an invoice has come to --------------------------------------------------------------------------------------------
+
+
+INVOICE = Invoiced(
+    month="2026-10",
+    through="2026-10-31",
+    billed_nusd=130_000_000_000,
+    metered_nusd=100_000_000_000,
+    excess_nusd=0,
+    short_nusd=0,
+    slack_nusd=5_000_000,
+    charged_nusd=30_000_000_000,
+    kept_nusd=0,
+    released_nusd=70_000_000_000,
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "held_nusd", "status", "reason", "words"),
+    [
+        (
+            {},
+            5_000_000,
+            "True",
+            "Reconciled",
+            "$130.00 was billed to all, $100.00 was metered. Of what this budget held, $30.00",
+        ),
+        ({"excess_nusd": 5_000_001}, 0, "False", "Difference", "$0.005000001 is more than all that was metered or held"),
+        ({"short_nusd": 1}, 0, "False", "Difference", "$0.000000001 was metered and not billed"),
+        ({}, 5_000_001, "Unknown", "Pending", "$0.005000001 stays unreconciled"),
+    ],
+)
+def test_a_budget_says_what_its_last_invoice_has_come_to(
+    said: dict[str, int], held_nusd: int, status: str, reason: str, words: str
+) -> None:
+    """Finance waits for the condition; whoever is to settle the difference has to know how much it is."""
+    things = world(route("chat"), budget())
+    view = spent(things)
+    (now, _) = view.balances.values()
+    before = replace(now, account="shop/team@0", start_s=now.start_s - 31 * 86_400, end_s=now.start_s)
+    before = replace(before, unreconciled_nusd=held_nusd, invoice=replace(INVOICE, **said))
+    assert answer(reconcile(things, view, NOW_S), "SpendBudget", "shop/team", "Reconciled")[0] == "absent"
+    made = reconcile(things, replace(view, balances={**view.balances, before.account: before}), NOW_S)
+    found = answer(made, "SpendBudget", "shop/team", "Reconciled")
+    assert found[:2] == (status, reason) and words in found[2]
+    assert answer(made, "SpendBudget", "shop/team", "Ready")[0] == "True", "the budget works as told"

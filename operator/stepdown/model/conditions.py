@@ -42,12 +42,14 @@ ENFORCED = "Enforced"
 """Does the ceiling hold: has every open instance acknowledged the binding? SpendBudget."""
 WITHIN_BUDGET = "WithinBudget"
 """Is there money left? SpendBudget."""
+RECONCILED = "Reconciled"
+"""Is the upstream's last invoice what the ledger says? Absent until one was read (`stepdown reconcile`). SpendBudget."""
 STALLED = "Stalled"
 """Must the object itself be changed? Absent where not; its reason and message are those of Accepted. All kinds."""
 
 TYPES: dict[str, tuple[str, ...]] = {
     "ModelRoute": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, STEPPED_DOWN, STALLED),
-    "SpendBudget": (ACCEPTED, ENFORCED, WITHIN_BUDGET, READY, STALLED),
+    "SpendBudget": (ACCEPTED, ENFORCED, WITHIN_BUDGET, READY, RECONCILED, STALLED),
     "RoutingProxy": (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, STALLED),
     "ModelCatalog": (ACCEPTED, READY, STALLED),
 }
@@ -56,7 +58,8 @@ TYPES: dict[str, tuple[str, ...]] = {
 # --- reasons -------------------------------------------------------------------------------------------------------------
 
 PENDING = "Pending"
-"""Any type, Unknown: the operator has not looked yet; every object starts so."""
+"""Any type, Unknown: the operator has not looked yet; every object starts so. Reconciled: the budget holds money that the
+invoice could not settle, since it does not cover when that can have been spent, or since nobody can tell whose it was."""
 
 ACCEPTED_REASON = "Accepted"
 """Accepted=True: valid and in force."""
@@ -141,6 +144,11 @@ EXHAUSTED = "Exhausted"
 """WithinBudget=False: what is spent and unreconciled has reached the limit."""
 OVER_LIMIT = "OverLimit"
 """WithinBudget=False: an edit lowered the limit under what is spent, or the upstream exceeded max_tokens; says by how much."""
+
+RECONCILED_REASON = "Reconciled"
+"""Reconciled=True: bill and ledger are one, but for what the bill is rounded by, and nothing is unreconciled."""
+DIFFERENCE = "Difference"
+"""Reconciled=False: more was billed than was metered or held, or what was metered was not billed; the message says how much."""
 
 # --- Events --------------------------------------------------------------------------------------------------------------
 

@@ -223,7 +223,8 @@ class BudgetStatus(Api):
     observed_generation: Count | None = None
     """The generation that this status is about."""
     conditions: Conditions = ()
-    """Accepted, Enforced, WithinBudget and Ready; Stalled where the budget itself must be changed."""
+    """Accepted, Enforced, WithinBudget and Ready; Reconciled once an invoice was read; Stalled where the budget itself must be
+    changed."""
     period: Period | None = None
     """The month that the sums are about."""
     limit_usd: SignedUsd | None = None

@@ -86,6 +86,8 @@ class BudgetPlan:
     """None: the ledger has no account of the period yet."""
     verdict: Verdict | None = None
     used: Fraction = Fraction(0)
+    invoiced: Balance | None = None
+    """The newest account for whose month an invoice was read."""
 
     @property
     def key(self) -> str:
@@ -174,6 +176,7 @@ def _plan(
         balance=balance,
         verdict=verdict,
         used=used,
+        invoiced=max((each for each in accounts if each.invoice is not None), key=lambda each: each.start_s, default=None),
     )
 
 

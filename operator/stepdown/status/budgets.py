@@ -3,7 +3,7 @@
 A spent budget works as told: Ready stays True, and WithinBudget=False says it (kstatus reads Ready=False as "in progress").
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -35,6 +35,7 @@ def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | 
                 (not awaiting, conditions.NOT_ENFORCED, enforced.message),
             )
         ),
+        *_reconciled(plan.invoiced),
         *stalled(plan.accepted),
     )
     generation = plan.source.generation
@@ -116,6 +117,28 @@ def _enforced(plan: BudgetPlan) -> Condition:
         message = "Some proxies have not acknowledged the budget for all of its routes yet; they do so as their requests end."
         return condition(kind, False, conditions.AWAITING_ACKNOWLEDGEMENT, message)
     return condition(kind, True, conditions.ENFORCED_REASON, "The bill of the period cannot pass the limit.")
+
+
+def _reconciled(balance: Balance | None) -> Iterable[Condition]:
+    """What the last invoice that was read has come to; nothing where none was."""
+    if balance is None or (invoice := balance.invoice) is None:
+        return
+    kind = conditions.RECONCILED
+    billed, metered = nusd_to_usd(invoice.billed_nusd), nusd_to_usd(invoice.metered_nusd)
+    head = f"Invoice of {invoice.month}, up to {invoice.through}: ${billed} was billed to all, ${metered} was metered"
+    charged, released = nusd_to_usd(invoice.charged_nusd), nusd_to_usd(invoice.released_nusd)
+    mine = f"Of what this budget held, ${charged} was charged and ${released} is free again."
+    if invoice.excess_nusd > invoice.slack_nusd:
+        more = f"${nusd_to_usd(invoice.excess_nusd)} is more than all that was metered or held."
+        yield condition(kind, False, conditions.DIFFERENCE, f"{head}: {more} {mine}")
+    elif invoice.short_nusd:
+        less = f"${nusd_to_usd(invoice.short_nusd)} was metered and not billed."
+        yield condition(kind, False, conditions.DIFFERENCE, f"{head}: {less} {mine}")
+    elif balance.unreconciled_nusd > invoice.slack_nusd:
+        rest = f"${nusd_to_usd(balance.unreconciled_nusd)} stays unreconciled."
+        yield condition(kind, None, conditions.PENDING, f"{head}. {mine} {rest}")
+    else:
+        yield condition(kind, True, conditions.RECONCILED_REASON, f"{head}. {mine}")
 
 
 def _within(plan: BudgetPlan) -> Condition:
