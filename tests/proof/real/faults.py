@@ -1,6 +1,7 @@
 """What goes wrong in a schedule, each with all that chance has to say about it drawn beforehand, and what makes up for it."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from stepdown.ledger.errors import LedgerRefused
 from stepdown.ledger.views import InstanceView
 from tests.proof.real.processes import until
 from tests.proof.real.scene import HORIZON_S, Keeper, Pod
@@ -164,7 +166,7 @@ class Faults:
         scene = self._schedule.scene
         async with self._places[place]:
             old = self._pods[place]
-            old.ready = old.wanted = False
+            old.ready = False
             await asyncio.sleep(0.2)
             if await old.stop() != 0:  # nobody will ever say what was not said yet
                 self._schedule.judge.uncertain.add(old.instance)
@@ -220,7 +222,8 @@ class Faults:
                 for each in scene.keepers:
                     await each.stop()
                 stated = schedule.statement(was)
-                settled = await asyncio.to_thread(scene.settle, lambda view: _stated(view, was, stated))
+                with contextlib.suppress(LedgerRefused):  # a request came in the last moment, so it is not lost yet
+                    settled = await asyncio.to_thread(scene.settle, lambda view: _stated(view, was, stated))
                 await self._start_operators()
             schedule.tally.note(f"settled {len(settled)}")
             scene.network.plug()
@@ -231,7 +234,7 @@ class Faults:
         """Until it has no request in flight, and has said so."""
 
         async def idle() -> bool:
-            return await pod.metric("stepdown_requests_in_flight") == 0
+            return (await pod.metric("stepdown_requests_in_flight"), await pod.metric("stepdown_requests_waiting")) == (0, 0)
 
         async def synced() -> bool:
             return (await pod.metric("stepdown_syncs_total") or 0) >= before + 2
@@ -358,12 +361,8 @@ class Faults:
                     scene.note(f"{pod.name} ended by itself with {pod.code}")
                     await scene.revive(pod)
             pod.know()
-        if not self._keeping.locked() and not all(each.alive for each in scene.keepers):
+        if not self._keeping.locked() and any(each.wanted and not each.alive for each in scene.keepers):
             async with self._keeping:
-                for each in scene.keepers:
-                    if not each.alive:
-                        scene.note(f"{each.name} ended by itself with {each.code}")
-                        each.start()
                 await scene.lead()
 
     async def make_up(self) -> None:

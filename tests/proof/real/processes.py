@@ -45,6 +45,8 @@ class Process:
 
     def __init__(self, name: str, log: Path) -> None:
         self.name, self.log = name, log
+        self.wanted = False
+        """Whoever keeps processes running starts it again when it ends."""
         self._process: subprocess.Popen[bytes] | None = None
         self._from = 0
 
@@ -52,6 +54,7 @@ class Process:
         """`setpriv` has the kernel kill it when we die, however; all that it runs before the command is by exec, so that the
         pid is the command's."""
         assert not self.alive
+        self.wanted = True
         with self.log.open("ab") as output:
             output.write(b"--- started\n")
             output.flush()
@@ -83,13 +86,14 @@ class Process:
 
     def kill(self) -> None:
         """As the kernel does it for want of memory. Returns when it is gone."""
+        self.wanted = False
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     async def stop(self, timeout_s: float = START_S) -> int:
         """As Kubernetes does it; the exit code."""
-        assert self._process is not None
+        self.wanted = False
         self.send(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             await until(lambda: not self.alive, f"{self.name} ends", timeout_s)

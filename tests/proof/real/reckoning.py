@@ -22,15 +22,18 @@ _TRIES = 3
 
 async def reckon(schedule: "Schedule") -> None:
     """Raises Violation."""
+    scene = schedule.scene
     await _drained(schedule)
+    scene.note("everything has ended")
     await _spend_the_rest(schedule)
     await _drained(schedule)
-    scene = schedule.scene
+    scene.note("the rest is spent")
     for pod in scene.pods_:
-        pod.ready = pod.wanted = False
+        pod.ready = False
     for pod, code in zip(scene.pods_, await asyncio.gather(*(pod.stop() for pod in scene.pods_)), strict=True):
         if code != 0:
             raise Violation(f"lost: {pod.name} could not say its last word: it ended with {code}")
+    scene.note("the proxies have ended")
     await _compare(schedule)
 
 

@@ -83,8 +83,6 @@ class Pod(Process):
         self.address = ("", 0)
         self.ready = False
         """The Service has it: it has said that it is ready, and has not ended since."""
-        self.wanted = False
-        """The kubelet keeps it running."""
         self.boot: Path | None = None
         self.instance = ""
         """Which instance it is, as its log says."""
@@ -113,7 +111,6 @@ class Pod(Process):
         command += ["--state-dir", str(self.state), "--pod-uid", self.object["metadata"]["uid"], "--close-s", "60"]
         command += ["--drain-s", "75"]
         self.launch(command, {**os.environ, "PYTHONUNBUFFERED": "1"})
-        self.wanted = True
 
     async def serve(self) -> None:
         """Until it is ready. Raises Ended, TimeoutError."""
@@ -138,7 +135,7 @@ class Pod(Process):
     def die(self) -> None:
         """kill -9."""
         self.know()
-        self.wanted = self.ready = False
+        self.ready = False
         self.kill()
 
     async def get(self, path: str) -> str | None:
@@ -206,7 +203,7 @@ class Scene(operator_world.World):
 
     async def _lead(self) -> Keeper | None:
         for each in self.keepers:
-            if not each.alive:
+            if each.wanted and not each.alive:
                 self.note(f"{each.name} ended by itself with {each.code}")
                 await asyncio.sleep(_AGAIN_S)
                 each.start()

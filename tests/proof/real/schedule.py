@@ -208,6 +208,7 @@ class Schedule:
             self.upstream.order(self.upstream_faults)
             clients = [group.create_task(self._client(number)) for number in range(self.clients)]
             wrong = [group.create_task(self._later(each)) for each in self.faults.plan]
+            self.scene.note("begins")
             await asyncio.sleep(WILD_S)
             await asyncio.gather(*wrong)
             self.upstream.clear_faults()
@@ -215,6 +216,7 @@ class Schedule:
             await self.faults.make_up()
             await asyncio.sleep(CALM_S)
             self.asking = False
+            self.scene.note("nobody asks any more")
             await asyncio.gather(*clients)
             self._judge_refusals()
             await reckon(self)
