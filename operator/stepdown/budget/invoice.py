@@ -32,6 +32,7 @@ TOTAL = "total"
 MOST_BYTES = 16 * 1024 * 1024
 
 _AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,18}))?", re.ASCII)
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 
@@ -43,7 +44,14 @@ def _empty(value: object) -> object:
     return None if value == "" else value
 
 
-Number = Annotated[int | None, BeforeValidator(_empty), Field(ge=0, lt=2**60)]
+def _day_as_written(value: object) -> object:
+    """A number would be a moment to pydantic."""
+    if isinstance(value, str) and value.strip() and not _DAY.fullmatch(value.strip()):
+        raise ValueError("no day")
+    return _empty(value.strip()) if isinstance(value, str) else value if value is None else str(value)
+
+
+Number = Annotated[Annotated[int, Field(ge=0, lt=2**60)] | None, BeforeValidator(_empty)]
 
 
 class _Row(BaseModel):
@@ -52,7 +60,7 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=256, strip_whitespace=True)]
-    day: Annotated[date | None, BeforeValidator(_empty)] = None
+    day: Annotated[date | None, BeforeValidator(_day_as_written)] = None
     requests: Number = None
     input_tokens: Number = None
     cached_input_tokens: Number = None
