@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster prove fuzz test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
+.PHONY: help demo demo-cluster prove prove-real fuzz test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
   cluster-up cluster-down wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
@@ -34,6 +34,11 @@ fuzz: $(STAMP) ## the properties alone, on other examples each time and many mor
 SEEDS ?= 1000
 prove: $(STAMP) ## seeded fault schedules in virtual time, the bill kept apart: SEEDS=1000; a failure says how to replay it
 	$(BIN)/python -m tests.proof --seeds $(SEEDS)
+
+prove-real: SEEDS = 30
+prove-real: $(STAMP) ## the same with real processes, sockets, kills and time on a real API server: SEEDS=30; as root also full disks and cut networks
+	$(BIN)/python -m devcluster build
+	$(BIN)/python -m tests.proof.real --seeds $(SEEDS)
 
 test-compiled: compiled ## the proxy's tests against its compiled modules, as the image has them
 	STEPDOWN_COMPILED=1 PYTHONPATH=$(COMPILED) $(BIN)/pytest tests/wire/test_proxy_*.py tests/unit/test_proxy_*.py tests/unit/test_money.py \

@@ -129,7 +129,7 @@ def _run(seeds: range, jobs: int, given: _Given, *, go_on: bool, tell: bool) -> 
         bad = bad or played
         if not go_on:
             break
-    return _failed(bad) if bad is not None else _verdict([each.tally for each in passed])
+    return _failed(bad, given) if bad is not None else _verdict([each.tally for each in passed])
 
 
 def _play(seeds: range, jobs: int, given: _Given) -> Iterator[Played]:
@@ -211,11 +211,12 @@ def _verdict(tallies: list[Tally]) -> int:
     return 0
 
 
-def _failed(played: Played) -> int:
+def _failed(played: Played, given: _Given) -> int:
+    options = f" --broken '{given.broken}'" if given.broken else ""
     why = played.false or f"could not be played: {played.broke}"
     print(played.story)
     print(f"what its processes said is in {played.folder}")
-    print(f"FAILED seed {played.seed}: {why}; replay: python -m {_MODULE} --seed {played.seed}", flush=True)
+    print(f"FAILED seed {played.seed}: {why}; replay: python -m {_MODULE} --seed {played.seed}{options}", flush=True)
     return 1
 
 
