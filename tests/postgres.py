@@ -4,6 +4,7 @@ It needs the binaries of Debian's package, which it installs for a user who may.
 says so; `STEPDOWN_TEST_POSTGRES=skip` skips it.
 """
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -21,6 +22,8 @@ from devcluster.errors import MachineError
 
 PACKAGE = "postgresql"
 START_S = 30.0
+LOCKED = "locked"
+"""The one role that needs a password. It is not there yet."""
 
 
 class Server:
@@ -36,6 +39,32 @@ class Server:
         self._run(
             f"{self.bin}/initdb", "-D", str(self.folder / "data"), "-U", "stepdown", "-A", "trust", "-E", "UTF8", "--no-sync"
         )
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text(f"local all {LOCKED} scram-sha-256\n{rules.read_text()}")
+
+    def standby(self) -> "Server":
+        """A copy that follows this one from now on; not started yet. To be ended with `remove`."""
+        made = Server(Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")))
+        copied, now = ("-D", str(made.folder / "data"), "-R"), ("-c", "fast", "--no-sync")
+        made._run(f"{self.bin}/pg_basebackup", *copied, *now, "-h", str(self.folder), "-U", "stepdown")
+        return made
+
+    def wait_for(self, primary: "Server") -> None:
+        """Until this standby has everything that the other has written."""
+        with (
+            psycopg.connect(primary._url("postgres"), autocommit=True) as theirs,
+            psycopg.connect(self._url("postgres"), autocommit=True) as ours,
+        ):
+            (written,) = theirs.execute("SELECT pg_current_wal_lsn()::text").fetchone() or ("",)
+            ends_s = time.monotonic() + START_S
+            while ours.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [written]).fetchone() != (True,):
+                assert time.monotonic() < ends_s, f"the standby does not come to {written}"
+                time.sleep(0.02)
+
+    def promote(self) -> None:
+        """The standby takes over. Returns when it takes writes."""
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
+            assert connection.execute("SELECT pg_promote(true, 20)").fetchone() == (True,)
 
     def start(self) -> None:
         """Returns when it answers."""
@@ -60,6 +89,24 @@ class Server:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(20)
             self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def hung(self) -> Iterator[None]:
+        """Every process of it stands still: connections stay open, and nothing is answered."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        pids = [self._process.pid, *map(int, children)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def database(self) -> str:
         """The URL of a new, empty database."""
@@ -117,5 +164,4 @@ def postgres() -> Iterator[Server]:
         server.start()
         yield server
     finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+        server.remove()

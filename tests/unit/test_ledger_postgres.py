@@ -2,9 +2,11 @@
 a database that restarts is taken for one that is empty.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,7 +18,7 @@ from stepdown.budget.account import Binding
 from stepdown.ledger import Ledger, errors, migrate, schema
 from stepdown.ledger.database import again
 from stepdown.model.sync import Ask, Counter, LeaseReport, SyncRequest
-from tests.postgres import Server
+from tests.postgres import LOCKED, Server
 from tests.unit.test_ledger_machine import LedgerMachine
 
 ACCOUNT = "shop/team@0"
@@ -144,6 +146,90 @@ def test_a_database_that_stops_is_said_so_and_is_there_again(postgres: Server, k
     assert keeper.sync([message(2, 500, "b")], 100.0)[0].asks[0].rung == 0
 
 
+def test_a_deadlock_costs_nobody_anything(keeper: Ledger, url: str) -> None:
+    """Somebody looks after the database by hand, in another order than the keeper: the keeper is the one to give way, once."""
+    keeper.sync([message(1, 400)], 100.0)
+    with psycopg.connect(url) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SET deadlock_timeout = '60s'")
+        other.execute("SELECT * FROM leases FOR UPDATE")
+        asking = pool.submit(keeper.sync, [message(2, 500)], 100.0)
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'stepdown'"
+        while session(url, waiting) == [(0,)]:
+            pass
+        other.execute("SELECT * FROM meta FOR UPDATE")  # Now each waits for the other.
+        other.commit()
+        assert asking.result(20)[0].asks[0].rung == 0
+    assert committed(keeper) == 500
+
+
+def test_a_database_that_hangs_does_not_hang_the_keeper(postgres: Server, keeper: Ledger) -> None:
+    """Its disk stalls, its node freezes: the connection stays open and says nothing. Proxies must be told that the keeper is
+    away, so that they serve from what they hold, and the keeper must go on by itself when the database does."""
+    keeper.sync([message(1, 400)], 100.0)
+    keeper._database._deadline._limit_s = 1.0  # type: ignore[attr-defined]
+    with postgres.hung(), pytest.raises(errors.LedgerInterrupted):
+        keeper.sync([message(2, 500, "b")], 100.0)
+    assert keeper.sync([message(2, 500, "b")], 100.0)[0].asks[0].rung == 0
+    assert committed(keeper) == 900
+
+
+def test_a_statement_that_takes_for_ever_is_given_up(keeper: Ledger) -> None:
+    """A server that is too busy is as good as none, and the one thread of the keeper must not wait for it."""
+    with pytest.raises(errors.LedgerInterrupted, match="statement timeout"):
+        keeper._write(lambda connection: connection.exec_driver_sql("SET LOCAL statement_timeout = 50; SELECT pg_sleep(9)"))
+
+
+def test_a_standby_that_has_everything_takes_over_in_the_middle_of_a_term(postgres: Server) -> None:
+    """A failover as an operator of PostgreSQL does it: the next ask is granted, and what was granted is there."""
+    with failing_over(postgres) as (keeper, fail_over):
+        keeper.sync([message(1, 400)], 100.0)
+        fail_over(lagging=False)
+        answer = keeper.sync([message(2, 500, "b")], 100.0)[0]
+        assert (answer.asks[0].rung, committed(keeper)) == (0, 900)
+
+
+def test_a_standby_that_lacks_the_last_grants_ends_the_term(postgres: Server) -> None:
+    """It was not synchronous: what was granted last is known to nobody but the proxies and the witness."""
+    with failing_over(postgres) as (keeper, fail_over):
+        keeper.sync([message(1, 400)], 100.0)
+        fail_over(lagging=True)
+        with pytest.raises(errors.LedgerFenced, match="has gone back"):
+            keeper.sync([message(3, 500, "b")], 100.0)
+
+
+@contextlib.contextmanager
+def failing_over(postgres: Server) -> Iterator[tuple[Ledger, Callable[..., None]]]:
+    """A keeper on a server of two, and what makes the other the only one. `lagging`: without the last grant."""
+    url = postgres.database()
+    first, second = postgres.standby(), None
+    (first.folder / "data" / "standby.signal").unlink()
+    try:
+        first.start()
+        second = first.standby()
+        second.start()
+        ledger = Ledger.open(url.replace(str(postgres.folder), f"{first.folder}&host={second.folder}"), create=True)
+        ledger.take_epoch("stepdown-0")
+        ledger.bind([BINDING], 100.0)
+
+        def fail_over(*, lagging: bool) -> None:
+            assert second is not None
+            second.wait_for(first)
+            if lagging:
+                second.stop()
+                ledger.sync([message(2, 100, "c")], 100.0)
+            first.stop()
+            if lagging:
+                second.start()
+            second.promote()
+
+        yield ledger, fail_over
+        ledger.close()
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.remove()
+
+
 def test_a_standby_that_lagged_behind_is_found_out_in_the_middle_of_a_term(keeper: Ledger, url: str) -> None:
     """It does not know the last grants, and would make them again; a new term compares it with the witness."""
     keeper.sync([message(1, 400)], 100.0)
@@ -229,6 +315,37 @@ def test_what_cannot_be_reached_is_named_without_its_password(url: str) -> None:
         Ledger.open("postgresql://db:port/ledger", create=True)
 
 
+def test_a_password_lies_in_a_file_and_may_change_while_the_keeper_works(url: str, tmp_path: Path) -> None:
+    """A mounted Secret that is rotated: a keeper that knew the old password only would end with the next broken connection."""
+    name = url.partition("@/")[2].partition("?")[0]
+    session(url, f"CREATE ROLE {LOCKED} LOGIN PASSWORD 'first'; ALTER DATABASE {name} OWNER TO {LOCKED}")
+    secret = tmp_path / "password"
+    guarded = url.replace("stepdown@", f"{LOCKED}@") + f"&passwordfile={secret}"
+    try:
+        with pytest.raises(errors.LedgerUnavailable, match=r"password of the ledger .* cannot be read from"):
+            Ledger.open(guarded, create=True)
+        secret.write_text("wrong")
+        with pytest.raises(errors.LedgerUnavailable, match="password authentication failed"):
+            Ledger.open(guarded, create=True)
+        secret.write_text("first\n")
+        ledger = Ledger.open(guarded, create=True)
+        session(url, f"ALTER ROLE {LOCKED} PASSWORD 'second'")
+        secret.write_text("second")
+        assert session(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{LOCKED}'")
+        ledger.bind([BINDING], 100.0)
+        ledger.close()
+    finally:
+        session(url, f"REASSIGN OWNED BY {LOCKED} TO stepdown; DROP ROLE {LOCKED}")
+
+
+def test_a_password_in_the_address_is_never_shown(url: str) -> None:
+    """The address stands in the log, in the message of a fence, and in what people paste into an issue."""
+    for hidden in (url.replace("stepdown@", "stepdown:secret@"), f"{url}&password=secret"):
+        ledger = Ledger.open(hidden, create=True)
+        assert "secret" not in ledger._database.where
+        ledger.close()
+
+
 def test_who_reads_cannot_write(keeper: Ledger, url: str) -> None:
     """`stepdown status` must not change what it shows."""
     reader = Ledger.open(url, create=False, read_only=True)
@@ -265,6 +382,21 @@ def test_migrations_arrive_at_the_same_schema(url: str, postgres: Server) -> Non
     )
     for statement in (columns, indexes, "SELECT * FROM meta ORDER BY name", "SELECT * FROM instances"):
         assert session(migrated, statement) == session(url, statement)
+
+
+def test_a_ledger_of_an_earlier_release_is_brought_up_to_date(url: str) -> None:
+    """It lacks the tables that came later, and must not be taken for somebody else's for that."""
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        migrate.upgrade(connection, schema.REVISIONS[0])
+    engine.dispose()
+    with pytest.raises(errors.LedgerOld):
+        Ledger.open(url, create=False, read_only=True)
+    ledger = Ledger.open(url, create=False)
+    ledger.take_epoch("stepdown-0")
+    ledger.bind([BINDING], 100.0)
+    assert ledger.verify() == []
+    ledger.close()
 
 
 def test_numbers_and_names_at_their_limits_are_kept(keeper: Ledger) -> None:

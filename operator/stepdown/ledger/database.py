@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 PAUSES_S = (0.02, 0.1, 0.3)
 """Between the attempts at a transaction that was interrupted: half a second in all, for a proxy waits for two."""
+PATIENCE_S = 2.0
+"""After so long nobody waits for the answer any more, and there is no other attempt."""
 
 
 class Database(Protocol):
@@ -61,12 +63,13 @@ def again(work: Callable[[], T], failed: Callable[[], None], *, once: bool = Fal
 
     `failed` is called after every failure. `once`: it must not happen twice, so it is not tried again when it may have.
     """
+    ends_s = time.monotonic() + PATIENCE_S
     for pause_s in (*PAUSES_S, None):
         try:
             return work()
         except errors.LedgerInterrupted as error:
             failed()
-            if pause_s is None or (once and error.unsure):
+            if pause_s is None or (once and error.unsure) or time.monotonic() > ends_s:
                 raise
             time.sleep(pause_s)
         except BaseException:

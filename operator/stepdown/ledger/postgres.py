@@ -2,36 +2,55 @@
 
 `database` calls `open_database`. Several operators may have the same ledger open; the epoch says which of them writes, and the
 lock on its row makes writers wait for each other, so there is no conflict left that a transaction could fail on.
+
+The address is a URL as libpq takes it, and the password need not be in it: PGPASSWORD and PGPASSFILE are libpq's own, and
+`?passwordfile=FILE` names a file of nothing but the password, read for each connection, so that one that is changed in a
+mounted Secret needs no restart.
 """
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 
 from stepdown.ledger import errors, schema
+from stepdown.ledger.deadline import Deadline
 
 CONNECT_S = 3
-STATEMENT_MS = 10_000
+STATEMENT_MS = 5_000
+READING_MS = 60_000
+"""For those who only read, such as a report over a year."""
 LOCK_MS = 3_000
 IDLE_MS = 5_000
 """A keeper that is paused in the middle of a transaction holds the lock of the epoch no longer than this."""
+SILENCE_S = 2.0
+"""By how much a server may be late with giving a statement up. Then it is not there, and the connection is cut from here."""
+
+PASSWORD_FILE = "passwordfile"
 
 _ADVISORY = 0x53744C67
 """`StLg`: who changes the schema holds this lock."""
 
-_SESSION = f"""
-SET lock_timeout = {LOCK_MS}; SET statement_timeout = {STATEMENT_MS}; SET idle_in_transaction_session_timeout = {IDLE_MS};
+_SESSION = """
+SET lock_timeout = {lock_ms}; SET statement_timeout = {statement_ms}; SET idle_in_transaction_session_timeout = {idle_ms};
 SET client_encoding = 'UTF8'; SET timezone = 'UTC';
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')
 """
-"""`local` and `off` could lose a grant that was answered; what waits for more than `on` is left as it is."""
+"""`local` and `off` could lose a grant that was answered; what waits for more than `on` is left as it is.
 
-_INTERRUPTED = ("08", "40", "57P", "55P03", "25P03", "25006")
-"""Classes and codes of SQLSTATE after which another attempt may do: lost connections, conflicts, a server that restarts, locks,
-and a server that has become a standby."""
+By SET, not by startup parameters: a pooler in between would refuse those."""
+
+_ALIVE = {"keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3", "tcp_user_timeout": "10000"}
+"""A machine that is gone says nothing; TCP alone would wait for hours."""
+
+_INTERRUPTED = ("08", "40", "57", "55P03", "25P03", "25006")
+"""Classes and codes of SQLSTATE after which another attempt may do: lost connections, conflicts, a server that restarts or
+gives a statement up, locks, and a server that has become a standby."""
+
+_STANDBY = "25006"
 
 
 class PostgresDatabase:
@@ -39,16 +58,23 @@ class PostgresDatabase:
 
     may_go_back = True
 
-    def __init__(self, url: sa.URL, *, read_only: bool) -> None:
+    def __init__(self, url: sa.URL, *, read_only: bool, statement_ms: int | None = None) -> None:
         self._read_only = read_only
-        self._where = url.render_as_string(hide_password=True)
-        query = {"connect_timeout": str(CONNECT_S), "application_name": "stepdown", **url.query}
+        self._statement_ms = statement_ms or (READING_MS if read_only else STATEMENT_MS)
+        query: dict[str, Any] = {"connect_timeout": str(CONNECT_S), "application_name": "stepdown", **_ALIVE, **url.query}
+        password_file = query.pop(PASSWORD_FILE, None)
+        url = url.set(password=query.pop("password", url.password))
+        self._where = url.set(query={}).render_as_string(hide_password=True)
+        self._password_file = Path(password_file) if isinstance(password_file, str) else None
         if not read_only:
             query = {"target_session_attrs": "read-write", **query}
         self.engine = sa.create_engine(
             url.set(drivername="postgresql+psycopg", query=query), pool_size=1, max_overflow=0, pool_timeout=CONNECT_S
         )
-        sa.event.listen(self.engine, "connect", _begin_session)
+        self._deadline = Deadline(self._statement_ms / 1000 + SILENCE_S)
+        sa.event.listen(self.engine, "do_connect", self._give_password)
+        sa.event.listen(self.engine, "connect", self._begin_session)
+        self._deadline.watch(self.engine)
 
     @property
     def where(self) -> str:
@@ -65,10 +91,14 @@ class PostgresDatabase:
                 transaction = connection.begin()
                 yield connection
                 committing = True
-                transaction.commit()
+                with self._deadline.over(connection):
+                    transaction.commit()
         except sa.exc.DBAPIError as error:
-            if self._read_only and getattr(error.orig, "sqlstate", "") == "25006":
+            state = getattr(error.orig, "sqlstate", "")
+            if self._read_only and state == _STANDBY:
                 raise errors.LedgerReadOnly(f"the ledger {self._where} was opened to read only") from error
+            if state == _STANDBY:
+                self.engine.dispose()  # Who takes writes is found by connecting anew.
             raise translated(error, self._where, unsure=committing) from error
 
     @contextlib.contextmanager
@@ -78,7 +108,23 @@ class PostgresDatabase:
             yield connection
 
     def close(self) -> None:
+        self._deadline.close()
         self.engine.dispose()
+
+    def _give_password(self, dialect: object, record: object, arguments: object, parameters: dict[str, Any]) -> None:
+        if self._password_file is None:
+            return
+        try:
+            parameters["password"] = self._password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.LedgerUnavailable(
+                f"the password of the ledger {self._where} cannot be read from {self._password_file}: {error}"
+            ) from error
+
+    def _begin_session(self, connection: psycopg.Connection[Any], record: object) -> None:
+        connection.autocommit = True
+        connection.execute(_SESSION.format(lock_ms=LOCK_MS, statement_ms=self._statement_ms, idle_ms=IDLE_MS))
+        connection.autocommit = False
 
 
 def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabase:
@@ -87,7 +133,8 @@ def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabas
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):
         raise errors.LedgerRefused(
-            "the ledger's address is no URL: write postgresql://USER@HOST/DATABASE, the password by PGPASSFILE or PGPASSWORD"
+            "the ledger's address is no URL: write postgresql://USER@HOST/DATABASE, the password by PGPASSWORD, PGPASSFILE or "
+            "?passwordfile=FILE"
         ) from None
     database = PostgresDatabase(parsed, read_only=read_only)
     try:
@@ -100,24 +147,18 @@ def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabas
 
 
 def _find(connection: sa.Connection, where: str, *, create: bool) -> None:
-    ours = set(schema.metadata.tables)
-    there = ours & set(sa.inspect(connection).get_table_names())
+    tables = set(sa.inspect(connection).get_table_names())
+    there = tables & set(schema.metadata.tables)
+    lacking = schema.FIRST_TABLES - tables
     if not there:
         if not create:
             raise errors.LedgerMissing(f"there is no ledger in {where}: the operator makes it when it starts")
         schema.create(connection)
-    elif there != ours:
+    elif lacking:
         raise errors.LedgerForeign(
-            f"{where} has a table {min(there)!r} that is no ledger's, for there is no {min(ours - there)!r}: give the ledger a "
+            f"{where} has a table {min(there)!r} that is no ledger's, for there is no {min(lacking)!r}: give the ledger a "
             "database of its own, or a schema: postgresql://…/DATABASE?options=-csearch_path%3Dstepdown"
         )
-
-
-def _begin_session(connection: psycopg.Connection[Any], record: object) -> None:
-    """Settings by SET, not by startup parameters: a pooler in between would refuse those."""
-    connection.autocommit = True
-    connection.execute(_SESSION)
-    connection.autocommit = False
 
 
 def translated(error: sa.exc.DBAPIError, where: str, *, unsure: bool) -> errors.LedgerError:

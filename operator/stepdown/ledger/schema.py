@@ -193,6 +193,9 @@ accepted_specs = Table(
 )
 """The last accepted spec of each object: what is in force while an object is invalid."""
 
+FIRST_TABLES = frozenset({"alembic_version", "meta", "names", "instances", "accounts", "leases", "counters"})
+"""Some of what every ledger has, however old."""
+
 OLDEST = "0002"
 """The oldest schema whose builds can work on the newest: a release only adds to it, so that `helm rollback` works."""
 
