@@ -6,6 +6,7 @@ LedgerError
 ├── LedgerForeign       a file, but not a ledger
 ├── LedgerNewer         written by a newer Stepdown
 ├── LedgerOld           needs a migration that a read-only opener may not make
+├── LedgerMoved         imported into another, which is the ledger now
 ├── LedgerBusy          another process keeps it
 ├── LedgerFenced        another process has taken the epoch since: whoever gets this leads no more
 ├── LedgerFull          the disk is full
@@ -38,6 +39,10 @@ class LedgerNewer(LedgerError):
 
 class LedgerOld(LedgerError):
     """The file's schema is older than this build needs, and the opener only reads."""
+
+
+class LedgerMoved(LedgerError):
+    """It is kept elsewhere now."""
 
 
 class LedgerBusy(LedgerError):

@@ -22,6 +22,7 @@ from stepdown.ledger.marks import EPOCH, Marks
 from stepdown.ledger.round import Published, Round
 from stepdown.ledger.schema import REVISIONS, accepted_specs
 from stepdown.ledger.traffic import RouteTotal
+from stepdown.ledger.transfer import refuse_moved
 from stepdown.ledger.views import InstanceView
 from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
 
@@ -32,7 +33,6 @@ _NEVER = -1
 T = TypeVar("T")
 
 
-class Judged(NamedTuple):
 class _Undone(Exception):
     """Ends a transaction that was only to be looked at."""
 
@@ -40,6 +40,7 @@ class _Undone(Exception):
         self.done = done
 
 
+class Judged(NamedTuple):
     """The answers to a batch, in its order."""
 
     answers: list[SyncAnswer]
@@ -83,10 +84,17 @@ class Ledger:
                             "its keeper upgrades it"
                         )
                     migrate.upgrade(connection)
+                if not (read_only or beside):
+                    refuse_moved(connection, database.where)
             return cls(database)
         except BaseException:
             database.close()
             raise
+
+    @property
+    def where(self) -> str:
+        """For messages: a file's path, or an address without a password."""
+        return self._database.where
 
     def close(self) -> None:
         """A keeper that has granted under a witness says that this was all: the next need not doubt."""
@@ -295,14 +303,6 @@ class Ledger:
 
         self._awaiting = self._write(settle, once=True)
 
-    # The plan ---------------------------------------------------------------------------------------------------------
-
-    def bind(self, bindings: Sequence[Binding], now_s: float) -> None:
-        """Makes accounts, limits and bound routes what the plan says: all of them, every time.
-
-        What is missing is bound no more, and keeps what it has spent.
-        """
-        now_s = self._now(now_s)
     def reconcile(self, said: settlement.Statement, now_s: float, *, dry_run: bool = False) -> settlement.Reconciled:
         """Settles by an upstream's invoice what was unreconciled, while the keeper may be at work. Raises LedgerRefused.
 
@@ -323,6 +323,14 @@ class Ledger:
         except _Undone as undone:
             return undone.done
 
+    # The plan ---------------------------------------------------------------------------------------------------------
+
+    def bind(self, bindings: Sequence[Binding], now_s: float) -> None:
+        """Makes accounts, limits and bound routes what the plan says: all of them, every time.
+
+        What is missing is bound no more, and keeps what it has spent.
+        """
+        now_s = self._now(now_s)
 
         def bind(connection: sa.Connection) -> int:
             """The revision in force; read anew, for an attempt before may have happened after all."""
@@ -345,14 +353,6 @@ class Ledger:
         """Remembers accepted specs, and forgets those of objects that are gone."""
         self._write(lambda connection: views.accept(connection, specs, gone))
 
-    # Views ------------------------------------------------------------------------------------------------------------
-
-    def balances(self, now_s: float, *, ended: bool = False) -> dict[str, Balance]:
-        """Where the money of each account is; of those whose period has ended only with `ended`."""
-        now_s = max(self._seen_s, now_s)
-        return self._read(lambda connection: views.balances(connection, now_s, ended=ended))
-
-    def route_totals(self, since_day: int, until_day: int) -> dict[str, RouteTotal]:
     def orders(self) -> dict[str, str]:
         """By route: the purchase order of today."""
         return {route: each[-1][1] for route, each in self._read(orders.booked).items()}
@@ -361,20 +361,20 @@ class Ledger:
         """From that UTC day on these routes' spend is booked under these purchase orders (empty: none)."""
         self._write(lambda connection: orders.book(connection, self._names, references, day))
 
+    # Views ------------------------------------------------------------------------------------------------------------
+
+    def balances(self, now_s: float, *, ended: bool = False) -> dict[str, Balance]:
+        """Where the money of each account is; of those whose period has ended only with `ended`."""
+        now_s = max(self._seen_s, now_s)
+        return self._read(lambda connection: views.balances(connection, now_s, ended=ended))
+
+    def route_totals(self, since_day: int, until_day: int) -> dict[str, RouteTotal]:
         """By route, over days since 1970-01-01 UTC, both included."""
         return self._read(lambda connection: traffic.route_totals(connection, self._names, since_day, until_day))
 
     def counters(self, since_day: int, until_day: int, *, by_day: bool = False) -> list[Counter]:
         """By route, model and class (and day), over all instances; both days included."""
         return self._read(lambda connection: traffic.totals(connection, self._names, since_day, until_day, by_day))
-
-    def instances(self, *, closed: bool = False) -> list[InstanceView]:
-        """Every proxy process that is open or lost, and with `closed` the tombstones, with its leases."""
-        return self._read(lambda connection: views.instances(connection, closed=closed))
-
-    def verify(self) -> list[str]:
-        """Differences between the ledger's own sums, a sentence each; none when all is well."""
-        return self._read(lambda connection: verify.differences(connection))
 
     def books(self, since_day: int, until_day: int) -> MonthBooks:
         """What a statement is made of; both days included."""
@@ -385,6 +385,14 @@ class Ledger:
             return MonthBooks(tuple(counters), orders.booked(connection), accounts)
 
         return self._read(read)
+
+    def instances(self, *, closed: bool = False) -> list[InstanceView]:
+        """Every proxy process that is open or lost, and with `closed` the tombstones, with its leases."""
+        return self._read(lambda connection: views.instances(connection, closed=closed))
+
+    def verify(self) -> list[str]:
+        """Differences between the ledger's own sums, a sentence each; none when all is well."""
+        return self._read(lambda connection: verify.differences(connection))
 
 
 def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:

@@ -139,17 +139,38 @@ def _make(path: Path) -> None:
         finally:
             connection.close()
         draft.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         raise _os_error(error, path) from error
     except (sqlite3.Error, errors.LedgerError):
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
         raise
+
+
+def finish(draft: Path, path: Path) -> None:
+    """One file with nothing beside it, whole on the disk, under its own name: to be carried elsewhere. Nobody has it open."""
+    try:
+        connection = _connect(f"{draft.absolute().as_uri()}?mode=rw")
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            connection.close()
+        _sync(draft)
+        draft.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _os_error(error, path) from error
+    except sqlite3.Error as error:
+        raise translated(error, path) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _refuse_traces(path: Path) -> None:
