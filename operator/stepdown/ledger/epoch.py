@@ -15,6 +15,8 @@ from stepdown.ledger.store import write_meta
 
 _EPOCH, _HOLDER, _TURN = "epoch", "holder", "turn"
 
+_READ = sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_((_EPOCH, _HOLDER, _TURN))).with_for_update()
+
 
 class Epoch(NamedTuple):
     """As stored."""
@@ -28,8 +30,7 @@ class Epoch(NamedTuple):
 
 def read(connection: sa.Connection) -> Epoch:
     """Locks the row until the transaction ends, where rows are locked at all."""
-    select = sa.select(meta.c.name, meta.c.value).where(meta.c.name.in_((_EPOCH, _HOLDER, _TURN))).with_for_update()
-    found = {row.name: row.value for row in connection.execute(select)}
+    found = {row.name: row.value for row in connection.execute(_READ)}
     return Epoch(int(found.get(_EPOCH, "0")), found.get(_HOLDER, ""), int(found.get(_TURN, "0")))
 
 

@@ -33,6 +33,32 @@ _TOTALS = (
 _PLAIN = ("id", "name", "budget", "start_s", "end_s", "limit_nusd", "hard")
 _ACCOUNT = [accounts.c[name] for name in (*_PLAIN, *_TOTALS)]
 
+# What each sync runs is built once: to build a statement takes longer than SQLite takes to run it.
+_ANY_OF = sa.bindparam("any_of", expanding=True)
+_INSTANCES_NAMED = sa.select(instances).where(instances.c.name.in_(_ANY_OF))
+_SAVE_INSTANCE = instances.update().where(instances.c.id == sa.bindparam("key"))
+_ACCOUNTS_NAMED = sa.select(*_ACCOUNT).where(accounts.c.name.in_(_ANY_OF))
+_ACCOUNTS_AT = sa.select(*_ACCOUNT).where(accounts.c.id.in_(sa.select(leases.c.account).where(leases.c.instance.in_(_ANY_OF))))
+_LEASES = sa.select(leases, instances.c.state).join(instances, instances.c.id == leases.c.instance)
+_LEASES_OF = _LEASES.where(leases.c.account.in_(_ANY_OF))
+_SAVE_TOTALS = accounts.update().where(accounts.c.id == sa.bindparam("key"))
+_NEW_LEASE = leases.insert()
+_SAVE_LEASE = leases.update().where(leases.c.account == sa.bindparam("a"), leases.c.instance == sa.bindparam("i"))
+_LIFE_S = instances.c.horizon_s + instances.c.longest_s
+_MARK_LOST = (
+    instances.update()
+    .where(
+        instances.c.state == "open",
+        instances.c.last_s + _LIFE_S < sa.bindparam("now_s", type_=sa.Float),
+        sa.bindparam("listened_s", type_=sa.Float) > _LIFE_S,
+    )
+    .values(state="lost")
+)
+_TICKETS_OF = sa.select(tickets).where(tickets.c.instance.in_(_ANY_OF))
+_NEW_TICKET = tickets.insert()
+_GONE_TICKET = tickets.delete().where(tickets.c.instance == sa.bindparam("i"), tickets.c.ask == sa.bindparam("a"))
+_META = sa.select(meta.c.value).where(meta.c.name == sa.bindparam("of"))
+
 
 @dataclass(slots=True)
 class Instance:
@@ -75,9 +101,7 @@ def load_instances(
         every = sa.select(instances).where(instances.c.id != 0)
         rows = list(connection.execute(every if state is None else every.where(instances.c.state == state)))
     else:
-        rows = [
-            row for part in chunks(wanted) for row in connection.execute(sa.select(instances).where(instances.c.name.in_(part)))
-        ]
+        rows = [row for part in chunks(wanted) for row in connection.execute(_INSTANCES_NAMED, {"any_of": part})]
     return {row.name: _instance(row) for row in rows}
 
 
@@ -98,7 +122,7 @@ def create_instance(connection: sa.Connection, name: str, fleet: str, now_s: flo
 def save_instances(connection: sa.Connection, changed: Iterable[Instance]) -> None:
     rows = [{"key": each.id, **_instance_row(each)} for each in changed]
     if rows:
-        connection.execute(instances.update().where(instances.c.id == sa.bindparam("key")), rows)
+        connection.execute(_SAVE_INSTANCE, rows)
 
 
 def _instance_row(each: Instance) -> dict[str, object]:
@@ -126,9 +150,7 @@ def mark_lost(connection: sa.Connection, now_s: float, heard_from_s: float = 0.0
 
     `heard_from_s`: before that, nobody could have been heard.
     """
-    life_s = instances.c.horizon_s + instances.c.longest_s
-    silent = sa.and_(instances.c.last_s + life_s < now_s, life_s < now_s - heard_from_s)
-    connection.execute(instances.update().where(instances.c.state == "open", silent).values(state="lost"))
+    connection.execute(_MARK_LOST, {"now_s": now_s, "listened_s": now_s - heard_from_s})
 
 
 # Accounts and leases --------------------------------------------------------------------------------------------------
@@ -136,27 +158,29 @@ def mark_lost(connection: sa.Connection, now_s: float, heard_from_s: float = 0.0
 
 def load_accounts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> dict[int, Account]:
     """Accounts that meet a condition, by row, without their leases."""
-    return {row[0]: Account(*row) for row in connection.execute(sa.select(*_ACCOUNT).where(*where)).all()}
+    return _accounts(connection.execute(sa.select(*_ACCOUNT).where(*where)))
+
+
+def _accounts(rows: Iterable[sa.Row[Any]]) -> dict[int, Account]:
+    return {row[0]: Account(*row) for row in rows}
 
 
 def load_named(connection: sa.Connection, wanted: Collection[str], at: Collection[int]) -> dict[str, Account]:
     """Accounts by name, and all in which one of these instances has a lease; with every lease of each."""
     found: dict[int, Account] = {}
     for names_ in chunks(wanted):
-        found |= load_accounts(connection, accounts.c.name.in_(names_))
+        found |= _accounts(connection.execute(_ACCOUNTS_NAMED, {"any_of": names_}))
     for instances_ in chunks(at):
-        theirs = sa.select(leases.c.account).where(leases.c.instance.in_(instances_))
-        found |= load_accounts(connection, accounts.c.id.in_(theirs))
+        found |= _accounts(connection.execute(_ACCOUNTS_AT, {"any_of": instances_}))
     load_leases(connection, found)
     return {account.name: account for account in found.values()}
 
 
 def load_leases(connection: sa.Connection, into: dict[int, Account], *, everything: bool = False) -> None:
     """Every lease of these accounts (`everything`: that is all accounts, and one statement will do)."""
-    select = sa.select(leases, instances.c.state).join(instances, instances.c.id == leases.c.instance)
     parts = [None] if everything else list(chunks(into))
     for part in parts:
-        for row in connection.execute(select if part is None else select.where(leases.c.account.in_(part))):
+        for row in connection.execute(_LEASES) if part is None else connection.execute(_LEASES_OF, {"any_of": part}):
             if row.account in into:
                 into[row.account].add(Lease(*row[:9], lost=row.state == "lost"))
 
@@ -192,12 +216,11 @@ def save_accounts(connection: sa.Connection, changed: Iterable[Account]) -> None
                 old.append({"a": account.id, "i": lease.instance, **dict(zip(_LEASE, numbers, strict=True))})
             lease.stored = numbers
     if totals:
-        connection.execute(accounts.update().where(accounts.c.id == sa.bindparam("key")), totals)
+        connection.execute(_SAVE_TOTALS, totals)
     if new:
-        connection.execute(leases.insert(), new)
+        connection.execute(_NEW_LEASE, new)
     if old:
-        this = (leases.c.account == sa.bindparam("a"), leases.c.instance == sa.bindparam("i"))
-        connection.execute(leases.update().where(*this), old)
+        connection.execute(_SAVE_LEASE, old)
 
 
 def drop_leases(connection: sa.Connection, instance: int) -> None:
@@ -212,17 +235,16 @@ def load_tickets(connection: sa.Connection, of: Collection[int]) -> dict[int, di
     """By instance and ask: the rung that was granted."""
     found: dict[int, dict[int, int]] = {instance: {} for instance in of}
     for part in chunks(of):
-        for row in connection.execute(sa.select(tickets).where(tickets.c.instance.in_(part))):
+        for row in connection.execute(_TICKETS_OF, {"any_of": part}):
             found[row.instance][row.ask] = row.rung
     return found
 
 
 def save_tickets(connection: sa.Connection, new: Sequence[dict[str, int]], gone: Sequence[dict[str, int]]) -> None:
     if gone:
-        this = (tickets.c.instance == sa.bindparam("i"), tickets.c.ask == sa.bindparam("a"))
-        connection.execute(tickets.delete().where(*this), list(gone))
+        connection.execute(_GONE_TICKET, list(gone))
     if new:
-        connection.execute(tickets.insert(), list(new))
+        connection.execute(_NEW_TICKET, list(new))
 
 
 # Names and odds and ends ----------------------------------------------------------------------------------------------
@@ -263,7 +285,7 @@ class Names:
 
 
 def read_meta(connection: sa.Connection, name: str, default: str) -> str:
-    value = connection.execute(sa.select(meta.c.value).where(meta.c.name == name)).scalar()
+    value = connection.execute(_META, {"of": name}).scalar()
     return default if value is None else str(value)
 
 

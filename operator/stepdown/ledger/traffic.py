@@ -29,6 +29,14 @@ SUMS = (
 )
 _CLASS = {name: index for index, name in enumerate(CLASSES)}
 
+_STORED = sa.select(counters).where(
+    counters.c.day.in_(sa.bindparam("days", expanding=True)),
+    counters.c.route.in_(sa.bindparam("routes", expanding=True)),
+    counters.c.instance.in_(sa.bindparam("instances", expanding=True)),
+)
+_NEW = counters.insert()
+_GROW = counters.update().where(*(counters.c[name] == sa.bindparam(f"k_{name}") for name in KEYS))
+
 Key = tuple[int, ...]
 Sums = tuple[int, ...]
 
@@ -110,10 +118,7 @@ def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
     days = {key[1] for key in keys}
     instances = {key[2] for key in keys}
     for routes in chunks({key[0] for key in keys}):
-        select = sa.select(counters).where(
-            counters.c.day.in_(days), counters.c.route.in_(routes), counters.c.instance.in_(instances)
-        )
-        for row in connection.execute(select):
+        for row in connection.execute(_STORED, {"days": list(days), "routes": routes, "instances": list(instances)}):
             key = tuple(row[:5])
             if key in keys:
                 found[key] = tuple(row[5:])
@@ -131,10 +136,9 @@ def _write(connection: sa.Connection, stored: dict[Key, Sums], wanted: dict[Key,
             this = {f"k_{name}": part for name, part in zip(KEYS, key, strict=True)}
             old.append({**this, **dict(zip(SUMS, larger, strict=True))})
     if new:
-        connection.execute(counters.insert(), new)
+        connection.execute(_NEW, new)
     if old:
-        this_row = [counters.c[name] == sa.bindparam(f"k_{name}") for name in KEYS]
-        connection.execute(counters.update().where(*this_row), old)
+        connection.execute(_GROW, old)
 
 
 def _larger(one: Sums | None, other: Sums) -> Sums:
