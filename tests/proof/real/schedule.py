@@ -29,7 +29,7 @@ from tests.upstream.faults import Fault, Kind
 
 WILD_S = 15.0
 """How long things go wrong; a few take longer."""
-CALM_S = 3.0
+CALM_S = 5.0
 """How long clients go on asking afterwards."""
 TIMEOUT = "5s"
 ROUTES = {"chat": ("team", "all"), "batch": ("all", "seen"), "search": ("search", "team", "all")}
@@ -37,6 +37,8 @@ ROUTES = {"chat": ("team", "all"), "batch": ("all", "seen"), "search": ("search"
 _USUAL = frozenset({"slow", "gzip", "close"})
 """Faults of the upstream that leave an answer whole, and its usage."""
 _TICK_S, _LOOK_S = 0.05, 0.4
+_SETTLES_S = 2.5
+"""How long after something went wrong refusals are not judged: two exchanges of everybody with the operator."""
 
 
 @dataclass
@@ -239,7 +241,7 @@ class Schedule:
             yield
         finally:
             self.scene.note(f"{what} is over")
-            span[1] = time.monotonic() + 4.0
+            span[1] = time.monotonic() + _SETTLES_S
 
     # Clients
 
@@ -282,7 +284,7 @@ class Schedule:
                 raise Violation(wrong)
 
     def _was_calm(self, begin_s: float, end_s: float) -> bool:
-        return not any(begin <= end_s + 1.0 and begin_s - 1.0 <= end for begin, end in self._disturbed)
+        return not any(begin <= end_s and begin_s - 0.5 <= end for begin, end in self._disturbed)
 
     # Watching
 
