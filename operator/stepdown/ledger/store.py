@@ -34,7 +34,7 @@ _PLAIN = ("id", "name", "budget", "start_s", "end_s", "limit_nusd", "hard")
 _ACCOUNT = [accounts.c[name] for name in (*_PLAIN, *_TOTALS)]
 
 # What each sync runs is built once: to build a statement takes longer than SQLite takes to run it.
-_ANY_OF = sa.bindparam("any_of", expanding=True)
+_ANY_OF: sa.BindParameter[Any] = sa.bindparam("any_of", expanding=True)
 _INSTANCES_NAMED = sa.select(instances).where(instances.c.name.in_(_ANY_OF))
 _SAVE_INSTANCE = instances.update().where(instances.c.id == sa.bindparam("key"))
 _ACCOUNTS_NAMED = sa.select(*_ACCOUNT).where(accounts.c.name.in_(_ANY_OF))
@@ -161,7 +161,7 @@ def load_accounts(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> 
     return _accounts(connection.execute(sa.select(*_ACCOUNT).where(*where)))
 
 
-def _accounts(rows: Iterable[sa.Row[Any]]) -> dict[int, Account]:
+def _accounts(rows: Iterable[Any]) -> dict[int, Account]:
     return {row[0]: Account(*row) for row in rows}
 
 
