@@ -321,6 +321,22 @@ def test_report_month_adds_up_by_what_is_asked_for(traffic: KubeApi) -> None:
     assert any("counters?since_day=20758&until_day=20787" in path for path in traffic.asked), "November has thirty days"
 
 
+def test_a_statement_is_of_the_namespace_in_use_and_of_the_operator_s_ledger(traffic: KubeApi) -> None:
+    """A team books its own; whoever pays for all asks for all."""
+    counters = traffic.views["/v1/counters"]
+    traffic.views["/v1/books"] = {"counters": counters, "orders": {"shop/chat": [[20_770, "4711"]]}, "accounts": []}
+    ours = said(plugin("statement", "--month", "2026-11", "--by", "route", "-o", "json"))
+    assert [(each["kind"], each["purchaseOrder"], each["usd"]) for each in ours["lines"]] == [
+        ("metered", "4711", "3.00"),
+        ("estimated", "4711", "1.00"),
+    ]
+    assert said(plugin("statement", "--month", "2026-11", "-A", "-o", "json"))["totalUSD"] == "8.00"
+    assert any("books?since_day=20758&until_day=20787" in path for path in traffic.asked)
+    traffic.views.pop("/v1/books")
+    refused = plugin("statement", "--month", "2026-11")
+    assert refused.exit_code == 5 and "a statement is made of the operator's ledger" in refused.stderr
+
+
 def test_report_savings_is_of_the_cluster_s_traffic_and_prices(traffic: KubeApi) -> None:
     """The plugin's figures are real ones; the quoted scenarios are asked for by --model."""
     traffic.add(

@@ -108,6 +108,8 @@ def test_a_namespace_s_statement_is_of_its_own() -> None:
     )
     made = make_statement(books, MONTH, ("route",), "shop")
     assert (made.total_nusd, [each.balance.budget for each in made.accounts]) == (10, ["shop/t"])
+    wide = MonthBooks(books.counters, {}, (account("stepdown-system/all", "shop/a", "lab/b"),))
+    assert make_statement(wide, MONTH, ("route",), "shop").unbudgeted_nusd == 0, "another namespace's budget holds it"
 
 
 Op = tuple[str, int, int, int]

@@ -110,12 +110,8 @@ class Statement:
 def make_statement(books: MonthBooks, month: str, by: Sequence[By], namespace: str = "") -> Statement:
     """`namespace`: of its routes and budgets only."""
     counters = [each for each in books.counters if not namespace or each.route.startswith(f"{namespace}/")]
-    accounts = [
-        each
-        for each in books.accounts
-        if month_of(each.balance.start_s, each.balance.end_s, "UTC") == month
-        and (not namespace or each.balance.budget.startswith(f"{namespace}/"))
-    ]
+    everybody = [each for each in books.accounts if month_of(each.balance.start_s, each.balance.end_s, "UTC") == month]
+    accounts = [each for each in everybody if not namespace or each.balance.budget.startswith(f"{namespace}/")]
     outer = outermost({each.balance.account: each.routes for each in accounts})
     orders = {each.balance.account: _order_of(each, books.orders) for each in accounts}
     lines = [*_metered(counters, by, books.orders)]
@@ -125,7 +121,7 @@ def make_statement(books: MonthBooks, month: str, by: Sequence[By], namespace: s
     costs: dict[str, int] = {}
     for counter in counters:
         costs[counter.route] = costs.get(counter.route, 0) + counter.cost_nusd
-    held = frozenset().union(*(each.routes for each in accounts))
+    held = frozenset().union(*(each.routes for each in everybody))
     beside = tuple(
         AccountLine(
             each.balance,
