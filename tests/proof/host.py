@@ -6,6 +6,7 @@ A SIGKILL ends all at one instant: the log is then what it is, connections are c
 import os
 import random
 import shutil
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from stepdown.proxy.table import RouteEntry, RungEntry
 
 FLEET = "shop/proxy"
+_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Nothing is encrypted here: to read the machine's certificates for each process would take longer than its life."""
+
 Point = Literal["reserved", "forwarded", "settled", "reporting", "reported"]
 POINTS: tuple[Point, ...] = ("reserved", "forwarded", "settled", "reporting", "reported")
 """Where a SIGKILL may be ordered to come: between two steps of what a request goes through."""
@@ -175,7 +179,7 @@ class Host:
         self.till = SpyTill(self.state, clock)
         self.till.listen(self, self._truth)
         self.syncer = Syncer(self.till, self._exchange, FLEET, jitter=self._jitter)
-        self.server = ProxyServer(ServerConfig(), self.till, FixedKeys({"standard": KEY}), self.syncer)
+        self.server = ProxyServer(ServerConfig(), self.till, FixedKeys({"standard": KEY}), self.syncer, ssl_context=_TLS)
         self.server.wire.sweeper.items = _Ordered()
         self.syncer.is_ready = lambda: self.server.is_ready
         self.server.wire.sweeper.start()

@@ -16,6 +16,7 @@ from stepdown.model.config import Fleet, Shard
 from stepdown.model.sync import SyncAnswer, SyncRequest
 from stepdown.sync.service import SyncService
 from tests.proof.loop import Disk, Process
+from tests.proof.sums import Reader
 
 
 class MemoryWitness:
@@ -72,6 +73,7 @@ class Keeper:
         self.disk = Disk(lambda: chance.uniform(0.0005, 0.004))
         self.ledger = Ledger.open(path, create=True, beside=beside)
         self.ledger.take_epoch(name)
+        self.sums = Reader(path)
         self.service = SyncService(self.ledger, clock, witness, worker=self.disk)
         self._clock = clock
         self.plan: Plan | None = None
@@ -132,12 +134,14 @@ class Keeper:
         """What was committed is there, what was to be said is not said."""
         self.process.alive = False
         self.disk.dead = True
+        self.sums.close()
         self.ledger._database.close()
         await self.process.end()
 
     async def stop(self) -> None:
         """In good order."""
         self.stopping = True
+        self.sums.close()
         await self.process.spawn(self.service.close())
         await self.process.end()
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepdown.budget.account import Balance
 from stepdown.proxy.hold import Hold, Usage
+from tests.proof.sums import Sums
 from tests.upstream.bill import Price, Tokens, cost_nusd
 
 if TYPE_CHECKING:
@@ -248,22 +248,23 @@ class Truth:
         elif known.limit != limit:
             self.ceilings[account] = Ceiling(limit, max(limit, min(known.allowed, committed)))
 
-    def committed(self, balances: Mapping[str, Balance], believed: Mapping[str, int], now_s: float) -> None:
+    def committed(self, sums: Mapping[str, Sums], believed: Mapping[str, int], now_s: float) -> None:
         """At a look at the ledger: whatever may have been spent is committed there, and never more than is allowed.
 
         `believed`: what an older copy thinks to be leased to those who have not said everything since.
         """
         for name, ceiling in self.ceilings.items():
-            balance = balances.get(name)
-            if balance is None or balance.end_s <= now_s:
+            account = sums.get(name)
+            if account is None or account.end_s <= now_s:
                 continue
-            if self.worth.get(name, 0) > balance.committed_nusd:
+            if self.worth.get(name, 0) > account.committed:
                 raise self.violated(
-                    f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {balance.committed_nusd}: {balance}"
+                    f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {account.committed}: {account}"
                 )
-            granted = balance.settled_nusd + balance.reserved_nusd + balance.idle_nusd - balance.excess_nusd
-            if granted - believed.get(name, 0) > ceiling.allowed:  # what is only feared to have been granted aside
-                raise self.violated(f"over: the ledger has granted {granted} nUSD, allowed are {ceiling.allowed}: {balance}")
+            if account.granted - believed.get(name, 0) > ceiling.allowed:
+                raise self.violated(
+                    f"over: the ledger has granted {account.granted} nUSD, allowed are {ceiling.allowed}: {account}"
+                )
 
     # Refusals -----------------------------------------------------------------------------------------------------------
 

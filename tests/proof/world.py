@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-from stepdown.budget.account import Balance, Binding
+from stepdown.budget.account import Binding
 from stepdown.ledger.errors import LedgerError
 from stepdown.model.config import Account, Budget, Parameters, PriceFrom, Shard, account_id
 from stepdown.proxy.fit import DRAIN_S
@@ -14,6 +14,7 @@ from tests.proof.host import FLEET, Host, State
 from tests.proof.keeper import Keeper, MemoryWitness, Plan, forget, put_back, snapshot
 from tests.proof.loop import ProofLoop
 from tests.proof.network import Network
+from tests.proof.sums import Sums
 from tests.proof.truth import Promise, Truth
 from tests.proof.upstream import BEGAN_USD, Upstream, price
 from tests.unit.proxy_money import EDGE_S, END_S, NOW_S, START_S, fleet, model, route, shards
@@ -161,16 +162,16 @@ class World:
         self._bound(keeper)
         self.truth.disturbed()
 
-    def _bound(self, keeper: Keeper, balances: Mapping[str, Balance] | None = None) -> None:
+    def _bound(self, keeper: Keeper, sums: Mapping[str, Sums] | None = None) -> None:
         """What is in force is the ceiling, once the keeper knows what is committed."""
         self.unbound = keeper.process.alive and not keeper.knows
         if not keeper.process.alive or self.unbound or keeper.plan is None:
             return
-        balances = keeper.balances() if balances is None else balances
+        sums = keeper.sums.read() if sums is None else sums
         for binding in keeper.plan.bindings:
-            balance = balances.get(binding.account)
-            if binding.hard and balance is not None:
-                self.truth.bound(binding.account, balance.limit_nusd, balance.committed_nusd)
+            account = sums.get(binding.account)
+            if binding.hard and account is not None:
+                self.truth.bound(binding.account, account.limit, account.committed)
 
     async def kill_keepers(self) -> None:
         for keeper in self.keepers:
@@ -233,24 +234,19 @@ class World:
         keeper = self.leader
         if keeper is None or not keeper.process.alive or keeper.stopping:
             return
-        balances = keeper.balances()
+        sums = keeper.sums.read()
         live = {host.till.log.identity.instance for host in self.truth.hosts}
-        others = {name: balance.committed_nusd for name, balance in balances.items()}
         believed: dict[str, int] = {}
-        for view in keeper.instances():
-            if view.name in self.doubted and view.state == "open":
-                for lease in view.leases:
-                    held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
-                    believed[lease.account] = believed.get(lease.account, 0) + held - lease.consumed_nusd
-            if view.name in live:
-                for lease in view.leases:
-                    held = max(lease.granted_nusd - lease.returned_nusd, lease.consumed_nusd + lease.reserved_nusd)
-                    others[lease.account] -= held
-        self.truth.others = others
+        for name, account in sums.items():
+            heard = sum(lease.committed for lease in account.leases if lease.instance in live)
+            self.truth.others[name] = account.committed - heard
+            believed[name] = sum(
+                lease.committed - lease.consumed for lease in account.leases if lease.is_open and lease.instance in self.doubted
+            )
         if self.unbound:
-            self._bound(keeper, balances)
+            self._bound(keeper, sums)
         if keeper.knows:
-            self.truth.committed(balances, believed, self.ledger_s())
+            self.truth.committed(sums, believed, self.ledger_s())
 
     def is_calm(self) -> bool:
         keeper = self.leader
