@@ -23,7 +23,7 @@ from devcluster import ControlPlane
 
 from stepdown.cluster.kinds import POD, SERVICE_ACCOUNT
 from stepdown.model.sync import SyncAnswer, SyncUnavailable
-from stepdown.sync.auth import LiveFleet
+from stepdown.sync.fleets import LiveFleet
 from tests.cluster.fleet import Fleet, fleet, run
 from tests.wire.sync_world import CHAT, CONFIG, Operator, Pod, request
 

@@ -23,12 +23,12 @@ from stepdown.sync.auth import (
     Authenticator,
     Caller,
     Forbidden,
-    LiveFleet,
     Unauthenticated,
     Unverifiable,
 )
+from stepdown.sync.fleets import FAREWELL_S, LiveFleet
 from tests.unit.proxy_money import run
-from tests.unit.sync_api import FakeApi, Review, owned
+from tests.unit.sync_api import TOKEN, FakeApi, Review, owned
 
 HORIZON_S = 600.0
 
@@ -215,17 +215,36 @@ def test_a_pod_that_only_uses_the_service_account_is_no_proxy(kind: KindRef, thi
     scene(work)
 
 
-def test_a_fleet_that_is_deleted_or_made_anew_is_judged_anew() -> None:
-    """A RoutingProxy of the same name is another one: the pods of the old one must not get its config."""
+def test_a_pod_whose_fleet_was_deleted_or_made_anew_may_still_say_what_it_spent() -> None:
+    """Else its lease would be lost to the budget until the month is over. A RoutingProxy of the same name is another one: the
+    pods of the old one get nothing of it."""
 
     async def work(scene: Scene) -> None:
+        assert not (await scene.ask()).leaving
+        del scene.fleets["shop/web"]
+        del scene.api.tokens[TOKEN]  # its ServiceAccount has gone too
+        assert (await scene.ask()).leaving
+        scene.fleets["shop/web"] = LiveFleet("fleet-2", HORIZON_S)
+        await asyncio.sleep(FAREWELL_S - 1)
+        assert (await scene.ask()).leaving
+        await asyncio.sleep(1)
+        with pytest.raises(Unauthenticated):
+            await scene.ask()
+
+    scene(work)
+
+
+def test_a_pod_that_was_not_known_before_its_fleet_went_is_not_heard() -> None:
+    async def work(scene: Scene) -> None:
         await scene.ask()
+        scene.api.tokens["t.o.2"] = Review(pod_name="web-2", pod_uid="pod-2")
+        scene.api.put(POD, owned("web-2", "pod-2", "ReplicaSet", "stepdown-web-5d", "rs-1"))
         del scene.fleets["shop/web"]
         with pytest.raises(Forbidden, match="there is no RoutingProxy shop/web"):
-            await scene.ask()
+            await scene.ask("t.o.2")
         scene.fleets["shop/web"] = LiveFleet("fleet-2", HORIZON_S)
         with pytest.raises(Forbidden, match="UID fleet-1, not of fleet-2"):
-            await scene.ask()
+            await scene.ask("t.o.2")
 
     scene(work)
 

@@ -12,7 +12,8 @@ from stepdown.model.sync import SyncRequest
 from stepdown.proxy.clock import Clock
 from stepdown.proxy.syncclient import SyncClient
 from stepdown.proxy.syncline import HttpsLine
-from stepdown.sync.auth import Api, Authenticator, LiveFleet
+from stepdown.sync.auth import Api, Authenticator
+from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.server import PATIENCE_S, SyncHttps
 from stepdown.sync.service import SyncService
 from stepdown.sync.tls import Authority

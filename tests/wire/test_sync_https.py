@@ -10,8 +10,9 @@ import pytest
 import uvloop
 
 from stepdown.ledger import Ledger
-from stepdown.model.sync import Ask, SyncRefused, SyncUnavailable
+from stepdown.model.sync import Ask, LeaseReport, SyncRefused, SyncUnavailable
 from stepdown.proxy.syncline import BadUrl, HttpsLine
+from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.message import MAX_BODY
 from stepdown.sync.rotation import SERVER_LIFE_S
 from tests.unit.sync_api import FLEET, TOKEN, Review, owned
@@ -52,6 +53,25 @@ def test_what_a_proxy_says_of_itself_is_known_by_its_pod(tmp_path: Path) -> None
             seen = operator.service.proxies(operator.clock.now_s())[FLEET]
             assert (seen.pods, seen.keys) == (1, {"standard": False})
             assert changed == [FLEET, FLEET]
+
+    run(scene())
+
+
+def test_a_proxy_whose_fleet_was_made_anew_settles_up_and_gets_nothing(tmp_path: Path) -> None:
+    """`kubectl replace --force` would cost a budget what the old pods held, until the month is over."""
+
+    async def scene() -> None:
+        async with Operator(tmp_path) as operator:
+            pod = Pod(tmp_path / "pod", operator.port, operator.authority.bundle)
+            granted = (await pod.sync(request("a", 1, asks=(Ask(id=1, rungs=({ACCOUNT: 400},)),)))).leases[0].granted
+            operator.fleets[FLEET] = LiveFleet("fleet-2", 600.0)
+            lease = LeaseReport(account=ACCOUNT, granted=granted, returned=0, consumed=150, estimated=0, reserved=0, want=10**6)
+            answer = await pod.sync(request("a", 2, leases=(lease,), asks=(Ask(id=2, rungs=({ACCOUNT: 400},)),)))
+            assert (answer.fleet, answer.shards, answer.asks) == (None, (), ())
+            assert [each.granted for each in answer.leases] == [granted]
+            assert (await pod.sync(request("a", 3, leases=(lease,), closing=True))).verdict == "ok"
+            (balance,) = (await operator.service.call(lambda ledger: ledger.balances(0.0, ended=True))).values()
+            assert (balance.spent_nusd, balance.committed_nusd) == (150, 150)
 
     run(scene())
 

@@ -1,9 +1,10 @@
 """Who may sync: a proxy's ServiceAccount token, its pod, its fleet, its instance. `sync.server` asks before it answers.
 
 A token is good when the API server says so (TokenReview, audience `stepdown`); its user must be the ServiceAccount of a live
-RoutingProxy, and its pod a pod of that RoutingProxy's Deployment. What was found good is remembered: a token by its SHA-256
-for a minute and, while the API server is away, for as long as the fleet's leases live; a pod by its UID for good. A token
-that is not good is remembered for a few seconds, so that a flood of one costs one review.
+RoutingProxy, and its pod a pod of that RoutingProxy's Deployment; or of one that went a moment ago (`fleets`). What was found
+good is remembered: a token by its SHA-256 for a minute and, while the API server is away, for as long as the fleet's leases
+live; a pod by its UID for good. A token that is not good is remembered for a few seconds, so that a flood of one costs one
+review.
 
     AuthError
     ├── Unauthenticated   401  no token, or none that the API server knows: forged, expired, for another audience
@@ -20,6 +21,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from stepdown.cluster.errors import ClusterError
 from stepdown.cluster.kinds import DEPLOYMENT, POD, REPLICA_SET, KindRef
 from stepdown.model.sync import SyncRequest, pod_mark
+from stepdown.sync.fleets import Fleets, LiveFleet
 
 AUDIENCE = "stepdown"
 FRESH_S = 60.0
@@ -63,20 +65,14 @@ class Unverifiable(AuthError):
     """The API server cannot be asked."""
 
 
-class LiveFleet(NamedTuple):
-    """A RoutingProxy that is there."""
-
-    uid: str
-    lease_horizon_s: float
-    """While the API server is away, a token that was good is good for so long."""
-
-
 class Caller(NamedTuple):
-    """A pod of a live fleet, proved by its token."""
+    """A pod of a fleet, proved by its token."""
 
     fleet: str
     """`namespace/name` of the RoutingProxy."""
     pod_uid: str
+    leaving: bool = False
+    """The RoutingProxy went a moment ago: the pod may say what it has spent, and gets nothing."""
 
 
 class Review(Protocol):
@@ -148,7 +144,7 @@ class Authenticator:
 
     def __init__(self, api: Api, fleets: Callable[[str], LiveFleet | None], clock_s: Callable[[], float]) -> None:
         """`fleets`: the live RoutingProxy of a `namespace/name`. `clock_s`: seconds that only grow."""
-        self._api, self._fleets, self._clock_s = api, fleets, clock_s
+        self._api, self._fleets, self._clock_s = api, Fleets(fleets, clock_s), clock_s
         self._good: _Recent[bytes, _Known] = _Recent(MAX_REMEMBERED)
         self._refused: _Recent[bytes | str, tuple[float, AuthError]] = _Recent(MAX_REMEMBERED)
         self._pods: _Recent[str, str] = _Recent(MAX_REMEMBERED)
@@ -161,7 +157,10 @@ class Authenticator:
     async def authenticate(self, authorization: str) -> Caller:
         """From the Authorization header. Raises Unauthenticated, Forbidden or Unverifiable (the API server is away)."""
         token = _bearer(authorization)
-        identity = await self._identity(hashlib.sha256(token.encode()).digest(), token)
+        key = hashlib.sha256(token.encode()).digest()
+        if (leaving := self._leaving(key)) is not None:
+            return leaving
+        identity = await self._identity(key, token)
         fleet = self._live(identity)
         if self._pods.use(identity.pod_uid) != fleet.uid:
             await self._ask(f"{identity.pod_uid} of {fleet.uid}", lambda: self._look_at_pod(identity, fleet))
@@ -186,6 +185,16 @@ class Authenticator:
             self._bound[request.instance] = caller.pod_uid
         elif bound != caller.pod_uid:
             raise Forbidden(f"instance {request.instance} belongs to another pod than {caller.pod_uid}")
+
+    def _leaving(self, key: bytes) -> Caller | None:
+        """Its ServiceAccount has gone with its RoutingProxy: what the API server said of both while they were there holds."""
+        known = self._good.get(key)
+        if known is None:
+            return None
+        self._fleets.live(known.identity.fleet)
+        if not self._fleets.left(self._pods.get(known.identity.pod_uid, "")):
+            return None
+        return Caller(known.identity.fleet, known.identity.pod_uid, leaving=True)
 
     # Tokens -----------------------------------------------------------------------------------------------------------
 
@@ -224,7 +233,7 @@ class Authenticator:
             raise
 
     def _live(self, identity: _Identity) -> LiveFleet:
-        fleet = self._fleets(identity.fleet)
+        fleet = self._fleets.live(identity.fleet)
         if fleet is None:
             raise Forbidden(f"there is no RoutingProxy {identity.fleet}: its ServiceAccount may not sync")
         return fleet

@@ -32,13 +32,18 @@ def _anybody(request: SyncRequest) -> None:
 
 
 async def answered(
-    service: SyncService, body: bytes, *, admit: Callable[[SyncRequest], None] = _anybody, pod: str = ""
+    service: SyncService,
+    body: bytes,
+    *,
+    admit: Callable[[SyncRequest], None] = _anybody,
+    pod: str = "",
+    leaving: bool = False,
 ) -> tuple[int, bytes]:
     """Status and body. `admit` sees the message before anything is done about it, and raises what it likes."""
     try:
         request = _decoded(body)
         admit(request)
-        return 200, _ENCODER.encode(await service.sync(request, pod))
+        return 200, _ENCODER.encode(await service.sync(request, pod, leaving=leaving))
     except SyncRefused as refused:
         return 400, error("refused", str(refused))
     except SyncUnavailable as unavailable:

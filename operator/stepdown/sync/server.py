@@ -161,6 +161,8 @@ class SyncHttps:
         return None
 
     async def _waited(self, request: web.BaseRequest, caller: Caller) -> tuple[int, bytes]:
+        if caller.leaving:
+            return 403, error("forbidden", f"there is no news for a proxy of a RoutingProxy that is gone: {caller.fleet}")
         try:
             async with asyncio.timeout(self._patience_s):
                 have = msgspec.json.decode(await request.read(), type=Have)
@@ -184,6 +186,7 @@ class SyncHttps:
             body,
             admit=lambda message: self._authenticator.authorize(caller, message),
             pod=caller.pod_uid,
+            leaving=caller.leaving,
         )
 
 

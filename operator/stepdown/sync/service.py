@@ -15,7 +15,7 @@ import msgspec
 from stepdown.budget.account import Binding
 from stepdown.ledger import Ledger
 from stepdown.ledger.check import check
-from stepdown.ledger.errors import LedgerError, LedgerRefused
+from stepdown.ledger.errors import LedgerError, LedgerFenced, LedgerRefused
 from stepdown.model.config import SHARDS, Fleet, Shard, digest
 from stepdown.model.sync import PROTOCOL, SPOKEN, SyncAnswer, SyncError, SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.plan.world import ProxiesSeen
@@ -97,6 +97,8 @@ class SyncService:
         the published config."""
         self.spent: Callable[[str, int], None] = _nowhere
         """Told of each account that a message was about, and what is spent of it by now, in nUSD."""
+        self.fenced: Callable[[LedgerFenced], None] = _unheeded
+        """Told when a message cannot be judged here any more, since another keeper has the ledger: who keeps it has to end."""
 
     async def begin(self) -> None:
         """The ledger's term, by the witness; `Ledger.take_epoch` comes before. Raises a LedgerError.
@@ -150,24 +152,28 @@ class SyncService:
 
     # The proxies' side ------------------------------------------------------------------------------------------------
 
-    async def sync(self, request: SyncRequest, pod: str = "") -> SyncAnswer:
+    async def sync(self, request: SyncRequest, pod: str = "", *, leaving: bool = False) -> SyncAnswer:
         """Raises SyncUnavailable or SyncRefused; else the message has been applied durably and whole.
 
-        `pod`: the UID of the sender's pod, where it has one.
+        `pod`: the UID of the sender's pod, where it has one. `leaving`: its RoutingProxy is there no more. What it has spent
+        counts; it gets neither money nor config, which may be that of another RoutingProxy by the same name.
         """
         check_protocol(request.protocol)
         try:
             check(request)
         except LedgerRefused as error:
             raise SyncRefused(str(error)) from error
+        if leaving:
+            wanting_nothing = tuple(msgspec.structs.replace(each, want=0) for each in request.leases)
+            request = msgspec.structs.replace(request, asks=(), leases=wanting_nothing)
         loop = asyncio.get_running_loop()
         item = _Item(request, loop.create_future(), loop.time() + HOLD_S)
         self._waiting.append(item)
         self._run()
         answer = await item.answer
-        if answer.verdict == "ok":
+        if answer.verdict == "ok" and not leaving:
             self._hear(request, pod)
-        return self._with_config(request, answer)
+        return self._with_config(request, answer, wanted=not (leaving or request.closing))
 
     def _hear(self, request: SyncRequest, pod: str) -> None:
         config = self._configs.get(request.fleet)
@@ -206,6 +212,8 @@ class SyncService:
                     await self._answer([one])
         except (LedgerError, RuntimeError) as error:  # RuntimeError: the thread was shut down.
             _fail(batch, SyncUnavailable(str(error)))
+            if isinstance(error, LedgerFenced):
+                self.fenced(error)
         except BaseException:
             _fail(batch, SyncUnavailable("the keeper failed while it judged this message; nothing was granted"))
             raise
@@ -258,10 +266,10 @@ class SyncService:
         self._waiting[:0] = late
         self._run()
 
-    def _with_config(self, request: SyncRequest, answer: SyncAnswer) -> SyncAnswer:
+    def _with_config(self, request: SyncRequest, answer: SyncAnswer, *, wanted: bool) -> SyncAnswer:
         protocol = min(PROTOCOL, request.protocol)
         config = (self._configs if protocol >= 2 else self._older).get(request.fleet)
-        if config is None or answer.verdict != "ok" or request.closing:
+        if config is None or answer.verdict != "ok" or not wanted:
             return answer if answer.protocol == protocol else msgspec.structs.replace(answer, protocol=protocol)
         return msgspec.structs.replace(
             answer,
@@ -296,4 +304,8 @@ def _nothing(fleet: str) -> None:
 
 
 def _nowhere(account: str, spent_nusd: int) -> None:
+    """Until somebody wants to be told."""
+
+
+def _unheeded(error: LedgerFenced) -> None:
     """Until somebody wants to be told."""

@@ -7,7 +7,9 @@ a LIST, and everything that was half done is done again, which is the same as do
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from stepdown.cluster.children import Children
@@ -16,11 +18,12 @@ from stepdown.cluster.events import Recorder
 from stepdown.cluster.statuses import StatusWriter
 from stepdown.cluster.witness import ConfigMapWitness
 from stepdown.ledger import Ledger
+from stepdown.ledger.errors import LedgerInterrupted
 from stepdown.reconcile import Pass
 from stepdown.render.objects import Settings
 from stepdown.render.parts import SYNC_PORT
 from stepdown.sync import log
-from stepdown.sync.auth import LiveFleet
+from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.clock import now_s
 from stepdown.sync.keeper import Keeper
 from stepdown.sync.news import Board
@@ -39,6 +42,8 @@ from stepdown.watch.shown import Shown
 from stepdown.watch.store import WATCHED, Seen, Store
 from stepdown.watch.watchdog import Deliveries, watch_over
 
+LEDGER_S = 30.0
+"""How long a leader waits for a database that does not answer."""
 BUNDLE_S = 15.0
 """How often the CA's certificates are compared with what the fleets have."""
 
@@ -159,13 +164,25 @@ class Leading:
             await self.service.close()
 
     async def _open(self) -> SyncService:
-        ledger = await asyncio.to_thread(Ledger.open, self._options.ledger, create=True)
-        epoch = await asyncio.to_thread(ledger.take_epoch, self._identity)
-        log.info("the ledger is open", event="ledger", file=str(self._options.ledger), epoch=epoch)
+        ledger, epoch = await self._opened()
+        log.info("the ledger is open", event="ledger", ledger=ledger.where, epoch=epoch)
         witness = ConfigMapWitness(self._cluster, self._options.namespace)
         service = SyncService(ledger, now_s, witness)
+        service.fenced = self._end
         await service.begin()
         return service
+
+    async def _opened(self) -> tuple[Ledger, int]:
+        """A database may be about to come back, or to fail over; after a while another replica may have a better way to it."""
+        ends_s = time.monotonic() + LEDGER_S
+        while True:
+            try:
+                return await asyncio.to_thread(_kept, self._options.ledger, self._identity)
+            except LedgerInterrupted as error:
+                if time.monotonic() > ends_s:
+                    raise
+                log.warning(f"{error}. It is tried again", event="ledger")
+                await asyncio.sleep(1.0)
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         self._tasks[asyncio.create_task(work, name=name)] = name
@@ -242,3 +259,13 @@ class Leading:
     def _count_children(self, fleet: str, applied: int, deleted: int, failed: int) -> None:
         self._metrics.writes.labels("child").inc(applied + deleted)
         self._metrics.write_failures.labels("child").inc(failed)
+
+
+def _kept(place: str | Path, identity: str) -> tuple[Ledger, int]:
+    """The ledger, and the epoch in which it is ours."""
+    ledger = Ledger.open(place, create=True)
+    try:
+        return ledger, ledger.take_epoch(identity)
+    except BaseException:
+        ledger.close()
+        raise
