@@ -7,7 +7,7 @@ time zone, an edge day of a month belongs to two) is named beside it.
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from stepdown.budget.account import Balance
@@ -176,7 +176,7 @@ def _metered(counters: Sequence[Counter], by: Sequence[By], orders: Mapping[str,
         estimates[key] = estimates.get(key, 0) + each.estimated_nusd
     lines = []
     for (keys, order), numbers in sorted(sums.items(), key=lambda row: row[0]):
-        lines.append(Line("metered", keys, order, **numbers))
+        lines.append(replace(Line("metered", keys, order), **numbers))
         if nusd := estimates[keys, order]:
             lines.append(Line("estimated", keys, order, nusd=nusd))
     return lines
