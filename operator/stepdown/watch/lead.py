@@ -23,8 +23,8 @@ from stepdown.reconcile import Pass
 from stepdown.render.objects import Settings
 from stepdown.render.parts import SYNC_PORT
 from stepdown.sync import log
-from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.clock import now_s
+from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.keeper import Keeper
 from stepdown.sync.news import Board
 from stepdown.sync.service import SyncService
