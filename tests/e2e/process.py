@@ -24,18 +24,22 @@ class RunProcess:
     def __init__(
         self,
         folder: Path | Sequence[Path],
-        ledger: Path,
+        ledger: Path | None,
         *arguments: str,
         upstream: str = "",
         env: dict[str, str] | None = None,
         log_format: str = "json",
+        cwd: Path | None = None,
     ) -> None:
+        """Without a `ledger` it is the environment's."""
         roots = [folder] if isinstance(folder, Path) else list(folder)
         self._command = [sys.executable, "-m", "stepdown", "run", *(part for root in roots for part in ("-f", str(root)))]
-        self._command += ["--ledger", str(ledger), "--listen", "127.0.0.1:0", "--log-format", log_format]
+        self._command += ["--listen", "127.0.0.1:0", "--log-format", log_format]
+        self._command += ["--ledger", str(ledger)] if ledger is not None else []
         self._command += ["--upstream", upstream] if upstream else []
         self._command += arguments
         self._env = {**os.environ, "UPSTREAM_API_KEY": "sk-upstream", "UPSTREAM_API_KEY_PRO": "ga_pro_upstream", **(env or {})}
+        self._cwd = cwd
         self.log: list[dict[str, Any]] = []
         self.raw: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -43,7 +47,13 @@ class RunProcess:
     def launch(self) -> Self:
         """Starts it without waiting for anything."""
         self.process = subprocess.Popen(
-            self._command, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            self._command,
+            env=self._env,
+            cwd=self._cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -2,17 +2,21 @@
 
 import ssl
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.x509 import verification
 
+from stepdown.sync.cakept import STATE, InLedger, OnVolume
 from stepdown.sync.certs import Issued, new_ca, server_certificate
 from stepdown.sync.rotation import DAY_S, LIFE_S, RENEW_S, SERVER_LIFE_S, SERVER_RENEW_S, SETTLED_S
-from stepdown.sync.tls import GIVEN, STATE, Authority, GivenTls, Tls, TlsError, service_names
+from stepdown.sync.tls import GIVEN, Authority, GivenTls, Tls, TlsError, service_names
+from tests.postgres import Server
 
 NOW_S = 1_795_000_000.0
 NAMES = service_names("stepdown-system", "10.0.0.7", "stepdown-0")
@@ -52,7 +56,7 @@ def vouches(bundle: str, certificate: x509.Certificate, name: str, now_s: float)
 
 def test_the_own_ca_vouches_for_the_service_and_its_key_is_the_owners_alone(tmp_path: Path) -> None:
     """Who can read the key can be the operator to every proxy, and gets every token."""
-    authority = Authority(tmp_path / "ca", NAMES, NOW_S)
+    authority = Authority(OnVolume(tmp_path / "ca"), NAMES, NOW_S)
     for name in ("stepdown", "stepdown.stepdown-system", SERVICE, f"{SERVICE}.cluster.local", "stepdown-0"):
         assert vouches(authority.bundle, served(authority), name, NOW_S), name
     assert not vouches(authority.bundle, served(authority), "stepdown.elsewhere.svc", NOW_S)
@@ -64,15 +68,15 @@ def test_the_own_ca_vouches_for_the_service_and_its_key_is_the_owners_alone(tmp_
 
 def test_a_restart_keeps_the_ca(tmp_path: Path) -> None:
     """Every restart of the operator would cut off all proxies until their ConfigMaps arrive."""
-    before = Authority(tmp_path, NAMES, NOW_S)
-    after = Authority(tmp_path, NAMES, NOW_S + DAY_S)
+    before = Authority(OnVolume(tmp_path), NAMES, NOW_S)
+    after = Authority(OnVolume(tmp_path), NAMES, NOW_S + DAY_S)
     assert after.bundle == before.bundle
     assert vouches(before.bundle, served(after), SERVICE, NOW_S + DAY_S)
 
 
 def test_the_servers_certificate_is_renewed_while_it_serves(tmp_path: Path) -> None:
     """Thirty days after the last restart, sync would end."""
-    authority = Authority(tmp_path, NAMES, NOW_S)
+    authority = Authority(OnVolume(tmp_path), NAMES, NOW_S)
     first = served(authority)
     authority.tend(NOW_S + SERVER_LIFE_S - SERVER_RENEW_S - 1)
     assert served(authority) == first
@@ -84,30 +88,30 @@ def test_the_servers_certificate_is_renewed_while_it_serves(tmp_path: Path) -> N
 
 def test_a_new_ca_is_published_before_it_signs_and_survives_restarts_in_between(tmp_path: Path) -> None:
     """On the day of the change every proxy would take the operator for an attacker."""
-    old = Authority(tmp_path, NAMES, NOW_S).bundle
+    old = Authority(OnVolume(tmp_path), NAMES, NOW_S).bundle
     now_s = NOW_S + LIFE_S - RENEW_S
-    authority = Authority(tmp_path, NAMES, now_s)
+    authority = Authority(OnVolume(tmp_path), NAMES, now_s)
     both = authority.bundle
     assert both.startswith(old) and both.count("BEGIN CERTIFICATE") == 2
     new = both.removeprefix(old)
     authority.published(old, now_s + 1)
     assert vouches(old, served(authority), SERVICE, now_s), "who has not heard of the new one must be served by the old one"
     authority.published(both, now_s + 2)
-    authority = Authority(tmp_path, NAMES, now_s + 3)
+    authority = Authority(OnVolume(tmp_path), NAMES, now_s + 3)
     authority.tend(now_s + 1 + SETTLED_S)
     assert vouches(old, served(authority), SERVICE, now_s + SETTLED_S)
     authority.tend(now_s + 2 + SETTLED_S)
     after_s = now_s + 2 + SETTLED_S
     assert vouches(new, served(authority), SERVICE, after_s) and not vouches(old, served(authority), SERVICE, after_s)
     assert authority.bundle == both
-    assert Authority(tmp_path, NAMES, NOW_S + LIFE_S + DAY_S).bundle == new, "the old one has ended"
+    assert Authority(OnVolume(tmp_path), NAMES, NOW_S + LIFE_S + DAY_S).bundle == new, "the old one has ended"
 
 
 def test_a_lost_volume_means_a_new_ca_and_not_an_operator_that_will_not_start(tmp_path: Path) -> None:
     """The ledger may come back from a backup, the CA need not: proxies trust what their ConfigMap says."""
-    old = Authority(tmp_path, NAMES, NOW_S).bundle
+    old = Authority(OnVolume(tmp_path), NAMES, NOW_S).bundle
     (tmp_path / STATE).unlink()
-    fresh = Authority(tmp_path, NAMES, NOW_S)
+    fresh = Authority(OnVolume(tmp_path), NAMES, NOW_S)
     assert fresh.bundle != old
     assert vouches(fresh.bundle, served(fresh), SERVICE, NOW_S) and not vouches(old, served(fresh), SERVICE, NOW_S)
 
@@ -115,7 +119,7 @@ def test_a_lost_volume_means_a_new_ca_and_not_an_operator_that_will_not_start(tm
 @pytest.mark.parametrize("damage", ["cut", "rubbish", "another's key", "no certificate"])
 def test_a_damaged_ca_is_followed_by_a_new_one(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """A torn file after a power loss would keep the operator down until somebody deletes it."""
-    old = Authority(tmp_path, NAMES, NOW_S).bundle
+    old = Authority(OnVolume(tmp_path), NAMES, NOW_S).bundle
     path = tmp_path / STATE
     content = msgspec.json.decode(path.read_bytes())
     if damage == "cut":
@@ -128,7 +132,7 @@ def test_a_damaged_ca_is_followed_by_a_new_one(tmp_path: Path, damage: str, capl
             new_ca(NOW_S, LIFE_S).key if damage == "another's key" else "-----BEGIN CERTIFICATE-----\n"
         )
         path.write_bytes(msgspec.json.encode(content))
-    fresh = Authority(tmp_path, NAMES, NOW_S)
+    fresh = Authority(OnVolume(tmp_path), NAMES, NOW_S)
     assert fresh.bundle != old
     assert vouches(fresh.bundle, served(fresh), SERVICE, NOW_S)
     assert "is not used, a new one is made" in caplog.text
@@ -136,14 +140,81 @@ def test_a_damaged_ca_is_followed_by_a_new_one(tmp_path: Path, damage: str, capl
 
 def test_a_ca_that_cannot_be_kept_is_not_used(tmp_path: Path) -> None:
     """Proxies would be told to trust a CA that is gone with the process."""
-    authority = Authority(tmp_path, NAMES, NOW_S)
+    authority = Authority(OnVolume(tmp_path), NAMES, NOW_S)
     before = authority.bundle
     (tmp_path / f".{STATE}" / "full").mkdir(parents=True)
     with pytest.raises(TlsError, match="cannot be kept"):
         authority.tend(NOW_S + LIFE_S - RENEW_S)
     assert authority.bundle == before
     with pytest.raises(TlsError, match="cannot be made"):
-        Authority(tmp_path / STATE / "ca", NAMES, NOW_S)
+        Authority(OnVolume(tmp_path / STATE / "ca"), NAMES, NOW_S)
+
+
+# Shared ---------------------------------------------------------------------------------------------------------------
+
+
+def test_replicas_of_one_ledger_have_one_ca(tmp_path: Path, postgres: Server) -> None:
+    """Proxies know the CA of whoever led before: with another they would not speak to the next leader for a minute."""
+    url = postgres.database()
+
+    def replica(name: str) -> tuple[InLedger, Authority]:
+        kept = InLedger(url, tmp_path / name)
+        return kept, Authority(kept, NAMES, NOW_S)
+
+    with ThreadPoolExecutor(3) as pool:
+        started = list(pool.map(replica, "abc"))
+    bundles = {authority.bundle for _, authority in started}
+    assert len(bundles) == 1
+    assert all(vouches(bundles.copy().pop(), served(authority), SERVICE, NOW_S) for _, authority in started)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "no key lies on a disk"
+
+
+def test_a_rotation_by_one_replica_is_followed_by_the_others(tmp_path: Path, postgres: Server) -> None:
+    """The one that led and rotated is gone a day later: the next must sign with what the proxies were told."""
+    url = postgres.database()
+    kept, follower = InLedger(url, tmp_path / "b"), None
+    follower = Authority(kept, NAMES, NOW_S)
+    old = follower.bundle
+    now_s = NOW_S + LIFE_S - RENEW_S
+    leader = Authority(InLedger(url, tmp_path / "a"), NAMES, now_s)
+    leader.published(leader.bundle, now_s)
+    follower.tend(now_s + 1)
+    assert follower.bundle == leader.bundle != old, "made by one, taken by the other, though it was not told"
+    kept.look()
+    follower.tend(now_s + SETTLED_S)
+    assert vouches(leader.bundle.removeprefix(old), served(follower), SERVICE, now_s + SETTLED_S)
+
+
+def test_a_ca_that_the_database_lost_is_put_back(tmp_path: Path, postgres: Server) -> None:
+    """A database that was restored from before, or made anew beside a running operator."""
+    url = postgres.database()
+    kept = InLedger(url, tmp_path)
+    authority = Authority(kept, NAMES, NOW_S)
+    before = authority.bundle
+    for spoilt in (None, "rubbish"):
+        with psycopg.connect(url, autocommit=True) as session:
+            session.execute("DELETE FROM meta WHERE name = 'sync_ca'")
+            if spoilt is not None:
+                session.execute("INSERT INTO meta VALUES ('sync_ca', 'rubbish')")
+        kept.look()
+        authority.tend(NOW_S + 1)
+        assert authority.bundle == before
+        assert Authority(InLedger(url, tmp_path / "other"), NAMES, NOW_S + 2).bundle == before
+
+
+def test_a_database_that_is_away_leaves_the_certificate_in_use(tmp_path: Path, postgres: Server) -> None:
+    """It is looked at every half minute, and most of its outages are shorter."""
+    kept = InLedger(postgres.database(), tmp_path)
+    authority = Authority(kept, NAMES, NOW_S)
+    before = served(authority)
+    postgres.stop()
+    try:
+        with pytest.raises(TlsError, match="the sync CA cannot be read: the ledger"):
+            kept.look()
+        authority.tend(NOW_S + DAY_S)
+        assert served(authority) == before
+    finally:
+        postgres.start()
 
 
 # Given ----------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from stepdown.proxy.clock import Clock
 from stepdown.proxy.syncclient import SyncClient
 from stepdown.proxy.syncline import HttpsLine
 from stepdown.sync.auth import Api, Authenticator
+from stepdown.sync.cakept import OnVolume
 from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.server import PATIENCE_S, SyncHttps
 from stepdown.sync.service import SyncService
@@ -54,7 +55,7 @@ class Operator:
         self.service = service or SyncService(Ledger.open(":memory:", create=True), self.clock.now_s)
         self.api = FakeApi()
         self.fleets = {FLEET: LiveFleet("fleet-1", 600.0)}
-        self.authority = Authority(path / "ca", NAMES, self.clock.now_s())
+        self.authority = Authority(OnVolume(path / "ca"), NAMES, self.clock.now_s())
         self.https = SyncHttps(
             lambda: self.service,
             Authenticator(api or self.api, self.fleets.get, self.clock.boot_s),

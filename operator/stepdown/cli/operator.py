@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 
 from stepdown.cli.errors import AddressInUse, CommandError, LedgerUnusable
+from stepdown.cli.place import LedgerPlace, with_password_file
 from stepdown.cli.run import Address
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -37,11 +38,18 @@ def _option(name: str, *names: str, **settings: Any) -> Callable[[Callable[..., 
 )
 @_option(
     "--ledger",
-    "ledger_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("/var/lib/stepdown/ledger.db"),
+    "ledger_place",
+    type=LedgerPlace(),
+    default="/var/lib/stepdown/ledger.db",
+    metavar="FILE|URL",
+    help="The spend ledger; made on the first start. postgresql://USER@HOST/DATABASE for several replicas.",
+)
+@_option(
+    "--ledger-password-file",
+    type=click.Path(dir_okay=False),
+    default="",
     metavar="FILE",
-    help="The spend ledger; made on the first start.",
+    help="The password of --ledger, if it is neither in the address nor in PGPASSWORD or PGPASSFILE.",
 )
 @_option("--state-dir", type=_DIRECTORY, default=Path("/var/lib/stepdown"), metavar="DIR", help="For the sync CA.")
 @_option(
@@ -50,7 +58,12 @@ def _option(name: str, *names: str, **settings: Any) -> Callable[[Callable[..., 
 @_option("--listen", type=Address(), default="0.0.0.0:8443", metavar="HOST:PORT", help="Sync with the proxies, HTTPS.")
 @_option("--http", type=Address(), default="0.0.0.0:9090", metavar="HOST:PORT", help="Health, metrics and views.")
 @_option("--sync-url", metavar="URL", help="Where proxies reach the operator.  [default: https://stepdown.NAMESPACE.svc:8443]")
-@_option("--address", default="", metavar="URL", help="Where proxies reach this very replica, when there are several.")
+@_option(
+    "--address",
+    default="",
+    metavar="URL|IP",
+    help="Where proxies reach this very replica, such as its pod's IP, if there are several.",
+)
 @_option("--identity", metavar="NAME", help="Of this process in the Lease.  [default: the host's name]")
 @_option(
     "--kubeconfig", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Instead of the pod's own access."
@@ -63,7 +76,8 @@ def operator(
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"],
     image_pull_secrets: str,
     allowed_upstreams: str,
-    ledger_file: Path,
+    ledger_place: str | Path,
+    ledger_password_file: str,
     state_dir: Path,
     tls_dir: Path | None,
     listen: tuple[str, int],
@@ -77,7 +91,7 @@ def operator(
     """Run the operator: watch the objects of a cluster, keep the ledger, and keep every fleet of proxies as planned."""
     from stepdown.cluster.errors import ClusterError
     from stepdown.ledger.errors import LedgerError
-    from stepdown.watch.options import Options, split
+    from stepdown.watch.options import Options, own_url, split
     from stepdown.watch.run import CannotServe, Ended, serve
 
     options = Options(
@@ -87,13 +101,13 @@ def operator(
         pull_policy=image_pull_policy,
         pull_secrets=split(image_pull_secrets),
         allowed_upstreams=split(allowed_upstreams),
-        ledger=ledger_file,
+        ledger=with_password_file(ledger_place, ledger_password_file),
         state_dir=state_dir,
         tls_dir=tls_dir,
         listen=listen,
         http=http,
         sync_url=sync_url or f"https://stepdown.{namespace}.svc:8443",
-        address=address,
+        address=own_url(address, listen[1]),
         identity=identity or socket.gethostname(),
         kubeconfig=kubeconfig,
         log_format=log_format,

@@ -7,8 +7,8 @@ from typing import Literal
 import click
 
 from stepdown.cli.errors import AddressInUse, CommandError, LedgerUnusable
-from stepdown.cli.ledger import DEFAULT_FILE
 from stepdown.cli.output import folder_option, proxy_option
+from stepdown.cli.place import DEFAULT_FILE, VARIABLE, LedgerPlace
 
 
 class Address(click.ParamType[tuple[str, int]]):
@@ -34,12 +34,13 @@ class Address(click.ParamType[tuple[str, int]]):
 )
 @click.option(
     "--ledger",
-    "ledger_file",
-    type=click.Path(dir_okay=False, path_type=Path),
+    "ledger_place",
+    type=LedgerPlace(),
+    envvar=VARIABLE,
     default=DEFAULT_FILE,
     show_default=True,
-    metavar="FILE",
-    help="The spend ledger; made on the first start.",
+    metavar="FILE|URL",
+    help="The spend ledger; made on the first start. Or postgresql://USER@HOST/DATABASE.",
 )
 @proxy_option
 @click.option("--upstream", metavar="URL", help="Send every request there instead of to the RoutingProxy's baseURL.")
@@ -48,7 +49,7 @@ class Address(click.ParamType[tuple[str, int]]):
 def run(
     roots: tuple[str, ...],
     listen: tuple[str, int],
-    ledger_file: Path,
+    ledger_place: str | Path,
     proxy: str | None,
     upstream: str | None,
     workers: int | None,
@@ -74,7 +75,7 @@ def run(
         roots=roots,
         host=listen[0],
         port=listen[1],
-        ledger=ledger_file,
+        ledger=ledger_place,
         proxy=proxy or "",
         upstream=(upstream or "").rstrip("/"),
         workers=workers or 0,

@@ -4,7 +4,6 @@ import ipaddress
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from stepdown import __version__
 from stepdown.local.engine import Judged
@@ -14,7 +13,7 @@ from stepdown.sync import log
 NO_WITNESS = "none in local mode: whoever puts back an old copy of the ledger file gets back what was spent since"
 
 
-def ready(host: str, port: int, ledger: Path, upstream: str, judged: Judged) -> None:
+def ready(host: str, port: int, ledger: str, upstream: str, judged: Judged) -> None:
     """The block for people on stdout, the line for machines in the log, and the warnings."""
     gathered, config = judged.gathered, judged.config
     shown = f"[{host}]" if ":" in host else host
@@ -40,7 +39,7 @@ def ready(host: str, port: int, ledger: Path, upstream: str, judged: Judged) -> 
         url=url,
         upstream=to,
         routes=len(names),
-        ledger=str(ledger),
+        ledger=ledger,
         witness="none",
     )
     _warn(host, judged)

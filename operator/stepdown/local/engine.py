@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from stepdown.budget.account import Balance
-from stepdown.ledger.errors import LedgerError
+from stepdown.ledger.errors import LedgerError, LedgerFenced
 from stepdown.local.check import planned
 from stepdown.local.documents import Folder, FolderMissing, Problem
 from stepdown.local.secrets import ChannelKey
@@ -73,6 +73,8 @@ class Engine:
         self._said: frozenset[str] = frozenset()
         self._wrong = False
         self._fleet = ""
+        self._fenced: LedgerFenced | None = None
+        service.fenced = self._end
         self.published: Callable[[], None] = _nothing
         """Called after every change of the config: the proxy fetches it at once instead of within a second."""
 
@@ -92,7 +94,7 @@ class Engine:
         return judged
 
     async def follow(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, or another has the ledger: raises LedgerFenced."""
         resync_s = now_s() + RESYNC_S
         while True:
             try:
@@ -100,6 +102,8 @@ class Engine:
                     await self._changed.wait()
             except TimeoutError:
                 pass
+            if self._fenced is not None:
+                raise self._fenced
             reload = self._changed.is_set() or now_s() >= resync_s
             self._changed.clear()
             if reload:
@@ -109,8 +113,14 @@ class Engine:
                     await self._apply(await self._judged(reload=reload))
             except (NoSuchProxy, FolderMissing, NothingValid) as error:
                 self._say_once(f"{error}. What was in force before stays in force", event="problem")
+            except LedgerFenced:
+                raise
             except LedgerError as error:
                 self._say_once(f"the ledger: {error}. The config stays as it is until it works again", event="ledger")
+
+    def _end(self, error: LedgerFenced) -> None:
+        self._fenced = error
+        self._changed.set()
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)

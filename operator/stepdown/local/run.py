@@ -59,7 +59,8 @@ class Options:
     roots: tuple[str, ...]
     host: str
     port: int
-    ledger: Path
+    ledger: str | Path
+    """A file, or the address of a database."""
     proxy: str = ""
     upstream: str = ""
     workers: int = 0
@@ -68,8 +69,9 @@ class Options:
 
     @property
     def state_dir(self) -> Path:
-        """The proxy's write-ahead log, beside the ledger."""
-        return self.ledger.with_name(self.ledger.name + ".wal")
+        """The proxy's write-ahead log, beside the ledger; of a database, in the current folder."""
+        beside = self.ledger if isinstance(self.ledger, Path) else Path("stepdown.db")
+        return beside.with_name(beside.name + ".wal")
 
 
 class LocalKeys:
@@ -113,7 +115,7 @@ def serve(options: Options) -> int:
 async def _serve(options: Options, folder: Folder, ledger: Ledger) -> int:
     service = SyncService(ledger, now_s)
     try:
-        return await _Server(options, folder, service).run()
+        return await _Server(options, folder, service, ledger.where).run()
     finally:
         await service.close()
 
@@ -121,8 +123,8 @@ async def _serve(options: Options, folder: Folder, ledger: Ledger) -> int:
 class _Server:
     """The parts, in the order in which they start and end."""
 
-    def __init__(self, options: Options, folder: Folder, service: SyncService) -> None:
-        self._options, self._service = options, service
+    def __init__(self, options: Options, folder: Folder, service: SyncService, ledger: str) -> None:
+        self._options, self._service, self._ledger = options, service, ledger
         self._keys = LocalKeys()
         self._workers: Workers | None = None
         gatherer = Gatherer(proxy=options.proxy, environment=os.environ)
@@ -191,7 +193,7 @@ class _Server:
 
     async def _serving(self, judged: Judged, following: "asyncio.Task[None]", port: int) -> None:
         """From ready until the first signal. A loop that dies ends everything: a config that nobody keeps is no config."""
-        banner.ready(self._options.host, port, self._options.ledger, self._options.upstream, judged)
+        banner.ready(self._options.host, port, self._ledger, self._options.upstream, judged)
         gc.collect()
         gc.freeze()  # thousands of routes that stay: no later collection has to look at them
         stopping = asyncio.create_task(self._stop.wait())

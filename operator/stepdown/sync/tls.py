@@ -1,7 +1,6 @@
 """The certificate that sync is served with: one that was given, or one of the operator's own CA. `sync.server` uses it.
 
-What signs when is decided in `sync.rotation`; here are the files and the live TLS context. The own CA lies on the ledger's
-volume, so it is one operator's: replicas that share a ledger elsewhere need a certificate that is given to all of them.
+What signs when is decided in `sync.rotation`, where the own CA is kept in `sync.cakept`; here is the live TLS context.
 """
 
 import hashlib
@@ -15,17 +14,14 @@ from typing import Protocol
 import msgspec
 
 from stepdown.sync import rotation
+from stepdown.sync.cakept import Kept, write
 from stepdown.sync.certs import Issued, ends_s, matches, new_ca, server_certificate
+from stepdown.sync.errors import TlsError as TlsError
 from stepdown.sync.rotation import Term
 
 GIVEN = ("tls.crt", "tls.key", "ca.crt")
-STATE = "sync-ca.json"
 
 _log = logging.getLogger("stepdown.sync")
-
-
-class TlsError(Exception):
-    """A certificate or key cannot be read, written or used."""
 
 
 class Tls(Protocol):
@@ -99,21 +95,19 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Authority:
-    """The operator's own CA, in a directory on the ledger's volume, and the certificate that it issues for this process.
+    """The operator's own CA, as it is kept for all that share it, and the certificate that it issues for this process.
 
     A CA that is lost, or cannot be read any more, is followed by a new one: proxies trust what their ConfigMap says.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], now_s: float) -> None:
+    def __init__(self, kept: Kept, names: Sequence[str], now_s: float) -> None:
         """`names`: DNS names and addresses of the server (`service_names`). Raises TlsError."""
-        self._path, self._names = path, tuple(names)
+        self._kept, self._names = kept, tuple(names)
         self.context = _server_context()
         self._signed_by, self._server_ends_s = "", 0.0
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise TlsError(f"the directory {path} for the sync CA cannot be made: {error}") from error
-        self._entries = self._load()
+        self._raw: bytes | None = None
+        """As last read or written."""
+        self._entries: tuple[_Entry, ...] = ()
         self._now_s = now_s
         self.tend(now_s)
 
@@ -129,12 +123,13 @@ class Authority:
 
     def tend(self, now_s: float) -> None:
         self._now_s = now_s
+        self._look()
         if rotation.needs_another(self._terms, now_s):
             fresh = new_ca(now_s, rotation.LIFE_S)
             entry = _Entry(key=fresh.key, certificate=fresh.certificate, made_s=now_s)
             alive = {term.id for term in rotation.in_bundle(self._terms, now_s)}
-            self._keep((*(each for each in self._entries if each.term.id in alive), entry))
-            _log.info("a new CA for sync was made in %s", self._path)
+            if self._keep((*(each for each in self._entries if each.term.id in alive), entry)):
+                _log.info("a new CA for sync was made: %s", self._kept)
         signer = rotation.signer(self._terms, now_s)
         assert signer is not None, "a CA was just made"
         if signer.id != self._signed_by or rotation.server_is_due(self._server_ends_s, now_s):
@@ -158,43 +153,49 @@ class Authority:
         life_s = rotation.SERVER_LIFE_S
         issued = server_certificate(ca, self._names, now_s, life_s)
         # OpenSSL reads files only. The key leaves the disk again at once.
-        draft = self._path / f".server-{os.getpid()}.pem"
+        draft = self._kept.scratch / f".server-{os.getpid()}.pem"
         try:
-            _write(draft, (issued.certificate + issued.key).encode())
+            write(draft, (issued.certificate + issued.key).encode())
             self.context.load_cert_chain(draft)
         except OSError as error:
-            raise TlsError(f"the server's certificate cannot be written to {self._path}: {error}") from error
+            raise TlsError(f"the server's certificate cannot be written to {draft.parent}: {error}") from error
         finally:
             draft.unlink(missing_ok=True)
         self._signed_by, self._server_ends_s = signer.id, ends_s(issued.certificate)
 
-    def _load(self) -> tuple[_Entry, ...]:
-        path = self._path / STATE
-        try:
-            entries = msgspec.json.decode(path.read_bytes(), type=_State).authorities
-            broken = "" if all(matches(Issued(each.key, each.certificate)) for each in entries) else "a key is of another CA"
-        except FileNotFoundError:
+    def _look(self) -> None:
+        """Takes over what another replica has written. What is in use stays in use where there is nothing good to follow it."""
+        raw = self._kept.read()
+        if raw == self._raw:
+            return
+        self._raw = raw
+        entries = self._understood(raw)
+        if entries:
+            self._entries = entries
+        elif self._entries:
+            self._keep(self._entries)
+
+    def _understood(self, raw: bytes | None) -> tuple[_Entry, ...]:
+        if raw is None:
             return ()
-        except OSError as error:
-            raise TlsError(f"the sync CA {path} cannot be read: {error}") from error
+        try:
+            entries = msgspec.json.decode(raw, type=_State).authorities
+            broken = "" if all(matches(Issued(each.key, each.certificate)) for each in entries) else "a key is of another CA"
         except (ValueError, msgspec.MsgspecError) as error:
             entries, broken = (), str(error)
         if broken:
-            _log.error("the sync CA %s is not used, a new one is made: %s", path, broken)
+            _log.error("the sync CA %s is not used, a new one is made: %s", self._kept, broken)
             return ()
         return entries
 
-    def _keep(self, entries: tuple[_Entry, ...]) -> None:
-        """On disk first, then in use: a CA that is not kept is lost with this process."""
-        path = self._path / STATE
-        draft = self._path / f".{STATE}"
-        try:
-            _write(draft, msgspec.json.encode(_State(authorities=entries)))
-            draft.replace(path)
-            _sync_directory(self._path)
-        except OSError as error:
-            raise TlsError(f"the sync CA cannot be kept in {path}: {error}") from error
-        self._entries = entries
+    def _keep(self, entries: tuple[_Entry, ...]) -> bool:
+        """Kept first, then in use: a CA that is not kept is lost with this process. False: another replica was faster."""
+        data = msgspec.json.encode(_State(authorities=entries))
+        if self._kept.keep(data, self._raw):
+            self._raw, self._entries = data, entries
+            return True
+        self._look()
+        return False
 
 
 def service_names(namespace: str, *others: str, service: str = "stepdown") -> tuple[str, ...]:
@@ -213,23 +214,3 @@ def _server_context() -> ssl.SSLContext:
 def _stamp(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A file that only this user reads, on the disk when this returns."""
-    path.unlink(missing_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(handle, "wb", closefd=False) as file:
-            file.write(data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

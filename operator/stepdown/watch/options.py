@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -22,7 +23,8 @@ class Options:
     image: str
     """Of the proxies."""
     allowed_upstreams: tuple[str, ...]
-    ledger: Path
+    ledger: str | Path
+    """A file, or the address of a PostgreSQL database, which several replicas may share."""
     state_dir: Path
     listen: tuple[str, int]
     """Sync, HTTPS."""
@@ -51,3 +53,12 @@ class Options:
 def split(text: str) -> tuple[str, ...]:
     """`a,b` or `a b`, as environment variables hold lists."""
     return tuple(part for part in re.split(r"[\s,]+", text) if part)
+
+
+def own_url(address: str, port: int) -> str:
+    """Where proxies reach this replica: as it was given, or of a pod's IP, which Kubernetes says without brackets or port."""
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return address
+    return f"https://[{ip}]:{port}" if ip.version == 6 else f"https://{ip}:{port}"

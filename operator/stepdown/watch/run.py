@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -26,6 +27,7 @@ from stepdown.cluster.client import Cluster
 from stepdown.cluster.leader import Elector, unique_identity
 from stepdown.sync import log
 from stepdown.sync.auth import Authenticator
+from stepdown.sync.cakept import InLedger, Kept, OnVolume
 from stepdown.sync.clock import now_s
 from stepdown.sync.news import Board
 from stepdown.sync.server import SyncHttps
@@ -42,6 +44,8 @@ from stepdown.watch.watchdog import Blind, LoopWatch
 
 LEASE = "stepdown"
 CA_DIR = "sync-ca"
+CA_LOOK_S = 30.0
+"""How often it is looked whether another replica has made another CA."""
 LOOK_S = 0.5
 """How often it is looked whether another has the Lease that this process cannot renew."""
 _SWITCH_S = 0.001
@@ -86,7 +90,8 @@ class _Process:
         self._leading: Leading | None = None
         self._won, self._lost, self._stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._doubted = False
-        self._tls = _tls(options)
+        self._ca = _ca(options)
+        self._tls = _tls(options, self._ca)
         self._authenticator = Authenticator(cluster, self._fleet, time.monotonic)
         self._https = SyncHttps(
             self._service,
@@ -111,6 +116,7 @@ class _Process:
         watch.start()
         await self._listen()
         electing = asyncio.create_task(self._elector.run(self._lease_is_ours, self._lease_is_not), name="lease")
+        looking = asyncio.create_task(self._look_at_the_ca(), name="ca")
         try:
             await self._until_stopped(electing)
         finally:
@@ -120,7 +126,8 @@ class _Process:
             if self._leading is not None:
                 await self._leading.stop()
             electing.cancel()
-            await asyncio.wait([electing])
+            looking.cancel()
+            await asyncio.wait([electing, looking])
             await self._http.stop()
             watch.stop()
         log.info("stopped", event="stopped")
@@ -191,6 +198,20 @@ class _Process:
             self._lost.set()
         elif not self._elector.leading:
             asyncio.get_running_loop().call_later(LOOK_S, self._look_at_the_lease)
+
+    async def _look_at_the_ca(self) -> None:
+        """In a thread: the loop must not wait for a database. The certificate in use stays in use while it does not answer."""
+        said = ""
+        while isinstance(self._ca, InLedger):
+            await asyncio.sleep(CA_LOOK_S)
+            try:
+                await asyncio.to_thread(self._ca.look)
+            except TlsError as error:
+                if str(error) != said:
+                    log.warning(str(error), event="tls")
+                said = str(error)
+            else:
+                said = ""
 
     async def _either(self, work: Any, electing: "asyncio.Task[None]") -> bool:
         """Awaits `work`; False: SIGTERM came first. Raises LeadershipLost."""
@@ -271,10 +292,22 @@ class _Process:
         return await self._service().call(lambda ledger: ledger.books(since_day, until_day))
 
 
-def _tls(options: Options) -> Tls:
+def _ca(options: Options) -> Kept | None:
+    """Where the own CA is; None: a certificate is given."""
+    if options.tls_dir is not None:
+        return None
+    scratch = options.state_dir / CA_DIR
     try:
-        if options.tls_dir is not None:
+        return OnVolume(scratch) if isinstance(options.ledger, Path) else InLedger(options.ledger, scratch)
+    except TlsError as error:
+        raise CannotServe(str(error)) from error
+
+
+def _tls(options: Options, ca: Kept | None) -> Tls:
+    try:
+        if ca is None:
+            assert options.tls_dir is not None
             return GivenTls(options.tls_dir)
-        return Authority(options.state_dir / CA_DIR, service_names(options.namespace, *options.hosts), now_s())
+        return Authority(ca, service_names(options.namespace, *options.hosts), now_s())
     except TlsError as error:
         raise CannotServe(str(error)) from error
