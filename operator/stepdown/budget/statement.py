@@ -161,24 +161,28 @@ def _order_of(account: AccountBooks, orders: Mapping[str, Orders]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-_SUMS = ("requests", "successes", "input_tokens", "cached_input_tokens", "output_tokens", "unpriced")
-
-
 def _metered(counters: Sequence[Counter], by: Sequence[By], orders: Mapping[str, Orders]) -> list[Line]:
-    sums: dict[tuple[tuple[str, ...], str], dict[str, int]] = {}
+    sums: dict[tuple[tuple[str, ...], str], Line] = {}
     estimates: dict[tuple[tuple[str, ...], str], int] = {}
     for each in counters:
         key = tuple(_key(each, name) for name in by), order_on(orders.get(each.route, ()), each.day)
-        row = sums.setdefault(key, dict.fromkeys((*_SUMS, "nusd"), 0))
-        for name in _SUMS:
-            row[name] += getattr(each, name)
-        row["nusd"] += each.cost_nusd - each.estimated_nusd
+        was = sums.get(key, Line("metered", *key))
+        sums[key] = replace(
+            was,
+            requests=was.requests + each.requests,
+            successes=was.successes + each.successes,
+            input_tokens=was.input_tokens + each.input_tokens,
+            cached_input_tokens=was.cached_input_tokens + each.cached_input_tokens,
+            output_tokens=was.output_tokens + each.output_tokens,
+            unpriced=was.unpriced + each.unpriced,
+            nusd=was.nusd + each.cost_nusd - each.estimated_nusd,
+        )
         estimates[key] = estimates.get(key, 0) + each.estimated_nusd
     lines = []
-    for (keys, order), numbers in sorted(sums.items(), key=lambda row: row[0]):
-        lines.append(replace(Line("metered", keys, order), **numbers))
-        if nusd := estimates[keys, order]:
-            lines.append(Line("estimated", keys, order, nusd=nusd))
+    for key in sorted(sums):
+        lines.append(sums[key])
+        if nusd := estimates[key]:
+            lines.append(Line("estimated", *key, nusd=nusd))
     return lines
 
 
