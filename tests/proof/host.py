@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from stepdown.model.sync import SyncAnswer, SyncRequest
+from stepdown.proxy import wal
 from stepdown.proxy.clock import Clock
 from stepdown.proxy.front import Front
 from stepdown.proxy.hold import Hold, Offer, Tab, Usage
@@ -42,7 +43,7 @@ Point = Literal["reserved", "forwarded", "settled", "reporting", "reported"]
 POINTS: tuple[Point, ...] = ("reserved", "forwarded", "settled", "reporting", "reported")
 """Where a SIGKILL may be ordered to come: between two steps of what a request goes through."""
 
-State = Literal["kept", "torn", "gone", "cloned", "other boot", "corrupt"]
+State = Literal["kept", "torn", "gone", "cloned", "other boot", "corrupt", "corrupt tail"]
 """What the next process finds of the log."""
 
 
@@ -282,8 +283,21 @@ class Host:
             data[self._chance.randrange(40, max(41, used - 400))] ^= 0x55
             with path.open("r+b") as file:
                 file.write(data)
+        elif state == "corrupt tail":
+            self._spoil_the_tail()
         elif state == "torn":
             self._cut(self._chance.randrange(1, 12))
+
+    def _spoil_the_tail(self) -> None:
+        """One of the last records but for the very last, which may be torn."""
+        data = bytearray(self.log.read_bytes())
+        ends = [0]
+        while (record := wal._record(bytes(data), ends[-1])) is not None:
+            ends.append(record[1])
+        at = self._chance.randrange(ends[max(0, len(ends) - 6)], ends[-2]) if len(ends) > 2 else 0
+        data[at] ^= 0x55
+        with self.log.open("r+b") as file:
+            file.write(data)
 
     def _cut(self, size: int) -> None:
         data = path_bytes = self.log.read_bytes()

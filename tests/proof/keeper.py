@@ -66,11 +66,12 @@ class Keeper:
         chance: random.Random,
         *,
         beside: bool = False,
+        room: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`beside`: another one still has the file open."""
+        """`beside`: another one still has the file open. `room`: of the ledger's disk, as of now."""
         self.name = name
         self.process = Process(name)
-        self.disk = Disk(lambda: chance.uniform(0.0005, 0.004))
+        self.disk = Disk(lambda: chance.uniform(0.0005, 0.004), room)
         self.ledger = Ledger.open(path, create=True, beside=beside)
         self.ledger.take_epoch(name)
         self.sums = Reader(path)

@@ -4,8 +4,10 @@ A process that is killed must do nothing more, so all its tasks are found by the
 """
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Callable, Coroutine
+import resource
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any, Protocol, TypeVar
 
@@ -83,11 +85,26 @@ def _task(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Ta
     return task
 
 
+@contextlib.contextmanager
+def _up_to(room: int | None) -> Iterator[None]:
+    """What is written behind that byte of any file fails, as on a disk that is full."""
+    if room is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class Disk(Executor):
     """The ledger's thread: what it is given happens at once, and is heard of a little later. In between, a kill may come."""
 
-    def __init__(self, delay_s: Callable[[], float]) -> None:
-        self._delay_s = delay_s
+    def __init__(self, delay_s: Callable[[], float], room: Callable[[], int | None]) -> None:
+        """`room`: up to which byte of a file the disk takes anything; None: it is not full."""
+        self._delay_s, self._room = delay_s, room
         self._last_s = 0.0
         self.dead = False
 
@@ -98,7 +115,8 @@ class Disk(Executor):
         loop = asyncio.get_running_loop()
         self._last_s = max(loop.time() + self._delay_s(), self._last_s + 1e-6)
         try:
-            result = fn(*args, **more)
+            with _up_to(self._room()):
+                result = fn(*args, **more)
         except Exception as error:  # noqa: BLE001 (as an executor does: it is the caller's)
             loop.call_at(self._last_s, self._settle, future, None, error)
         else:

@@ -58,9 +58,12 @@ class Schedule:
         self.seed, self.loop = seed, loop
         self.crowd = Process("clients")
         self.devil = Process("faults")
+        self.more = more = random.Random(f"more {seed}")
+        """For what came later: what a seed meant before, it means still."""
+        crowd = 16 if more.random() < 0.03 else 0
         edge = chance.random() < 0.15
         now_s = EDGE_S - chance.uniform(5.0, WILD_S) if edge else NOW_S
-        self.world = world = World(seed, folder, loop, proxies=chance.choice((1, 2, 2, 3, 4)), now_s=now_s)
+        self.world = world = World(seed, folder, loop, proxies=max(crowd, chance.choice((1, 2, 2, 3, 4))), now_s=now_s)
         world.has_witness, world.forgets = not broken, broken == "forgets"
         self.broken = broken
         self.edge_s = EDGE_S - now_s if edge else None
@@ -77,6 +80,13 @@ class Schedule:
 
     async def run(self) -> Tally:
         chance, world = self.chance, self.world
+        for what, happens in (
+            (f"{len(world.hosts)} proxies", len(world.hosts) > 4),
+            ("a month's edge", self.edge_s is not None),
+            ("dearer in mid-month", world.dearer_from_s is not None),
+        ):
+            if happens:
+                world.truth.tally.note(what)
         began_s = self.loop.time()
         await world.start_keeper()
         for host in world.hosts:
@@ -90,6 +100,9 @@ class Schedule:
         looking = self.devil.spawn(self._look())
         for what in self._draw():
             self.devil.spawn(self._later(chance.uniform(0.0, WILD_S - 5.0), what))
+        for what, often in ((self.fill_the_ledgers_disk, 0.12), (self.soften, 0.1), (self.exceed, 0.06)):
+            if self.more.random() < often and not self.broken:
+                self.devil.spawn(self._later(self.more.uniform(0.0, WILD_S - 10.0), what))
         if self.edge_s is not None:
             self.devil.spawn(self._later(self.edge_s + chance.uniform(0.0, 3.0), world.put_in_force))
         if world.dearer_from_s is not None:
@@ -208,6 +221,8 @@ class Schedule:
     async def lose_a_log(self) -> None:
         if (host := self._host()) is not None:
             state: State = self.chance.choice(("gone", "cloned", "other boot", "corrupt"))
+            if state == "corrupt" and self.more.random() < 0.5:
+                state = "corrupt tail"
             await self.world.kill(host, state, self.chance.uniform(0.1, 4.0))
 
     async def restart_the_keeper(self) -> None:
@@ -267,6 +282,31 @@ class Schedule:
             host.fill_disk()
             await asyncio.sleep(self.chance.uniform(1.0, 8.0))
             host.empty_disk()
+
+    async def fill_the_ledgers_disk(self) -> None:
+        """Somewhere in the next transactions there is no room for the rest."""
+        world = self.world
+        world.ledger_room = world.ledger_log_bytes() + self.more.randrange(0, 20_000)
+        world.truth.disturbed()
+        await asyncio.sleep(self.more.uniform(1.0, 8.0))
+        world.ledger_room = None
+        async with world.keeping:
+            await world.put_in_force()
+        world.truth.disturbed()
+
+    async def soften(self) -> None:
+        """A Hard budget becomes Soft, and some seconds later Hard again."""
+        name = self.more.choice(("shop/team", "shop/all", "shop/search"))
+        for change in (self.world.soft.add, self.world.soft.discard):
+            change(name)
+            async with self.world.keeping:
+                await self.world.put_in_force()
+            await asyncio.sleep(self.more.uniform(2.0, 8.0))
+
+    async def exceed(self) -> None:
+        """The upstream does not obey max_tokens."""
+        self.world.truth.exceeds = True
+        self.world.upstream.order([Fault(kind="ignore_max_tokens", probability=0.2, tokens=self.more.choice((700, 3_000)))])
 
     async def roll_out(self) -> None:
         for host in list(self.world.hosts):

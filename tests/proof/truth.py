@@ -46,9 +46,19 @@ class Promise:
 
     @property
     def worth(self) -> int:
+        """Without what an upstream took beyond the worst case: that is `excess`."""
         if self.final:
-            return self.billed
+            return min(self.billed, self.amount)
         return self.amount if self.sent or self.open else 0
+
+    @property
+    def excess(self) -> int:
+        return max(0, self.billed - self.amount)
+
+    @property
+    def unseen(self) -> int:
+        """The part of the excess that nobody could see: the answer, or whoever would have counted it, was lost."""
+        return max(0, self.billed - max(self.amount, self.charged or 0))
 
 
 @dataclass
@@ -84,6 +94,8 @@ class Tally:
     unreconciled_nusd: int = 0
     refusals: int = 0
     for_want_of_a_keeper: int = 0
+    excess_nusd: int = 0
+    """What an upstream took beyond max_tokens, over all accounts."""
     judged: int = 0
     """Refusals for want of money whose every moment was calm, and which were judged."""
     notes: dict[str, int] = field(default_factory=dict)
@@ -104,7 +116,12 @@ class Truth:
         self._keep: list[Hold] = []
         self.worth: dict[str, int] = {}
         self.ceilings: dict[str, Ceiling] = {}
-        self.excess: dict[str, int] = {}
+        self.exceeds = False
+        """The upstream does not obey max_tokens."""
+        self.softened: set[str] = set()
+        """Accounts that were hard: nothing is claimed of them until they are hard again, everywhere."""
+        self.unheard_of: dict[str, int] = {}
+        """By account that was soft for a while: what was spent of it then by those that nobody will hear."""
         self.hosts: list[Host] = []
         self.others: dict[str, int] = {}
         """By account: what those hold that do not run, closed ones' spend included, as of the last look at the ledger."""
@@ -146,7 +163,9 @@ class Truth:
         self.tally.promises += 1
         self._move(promise, 0)
         for account in hard:
-            ceiling = self.ceilings[account]
+            ceiling = self.ceilings.get(account)
+            if ceiling is None:
+                continue
             if self.worth[account] > ceiling.allowed:
                 raise self.violated(
                     f"over: {account} may come to {self.worth[account]} nUSD, allowed are {ceiling.allowed} (limit "
@@ -189,7 +208,7 @@ class Truth:
         was = promise.worth
         promise.final, promise.billed, promise.tokens = True, nusd, tokens
         self.tally.bill_nusd += nusd
-        if nusd > promise.amount:
+        if nusd > promise.amount and not self.exceeds:
             raise self.violated(f"over: the upstream billed {nusd} nUSD, reserved were {promise.amount}")
         self._move(promise, was)
 
@@ -202,7 +221,8 @@ class Truth:
         promise.estimated = usage is None
         self._move(promise, was)
         for account in promise.hard:
-            self._sink(account)
+            if account in self.ceilings:
+                self._sink(account)
 
     def released(self, host: "Host", hold: Hold) -> None:
         promise = self._by_hold[id(hold)]
@@ -247,6 +267,20 @@ class Truth:
             self.ceilings[account] = Ceiling(limit, max(limit, 0))
         elif known.limit != limit:
             self.ceilings[account] = Ceiling(limit, max(limit, min(known.allowed, committed)))
+            if limit < committed:
+                self.tally.note("lowered under what is committed")
+
+    def freed(self, account: str) -> None:
+        """It is soft now."""
+        if self.ceilings.pop(account, None) is not None:
+            self.softened.add(account)
+
+    def hardened(self, account: str, limit: int, committed: int) -> None:
+        """It is hard again, and everybody who runs knows it."""
+        self.softened.discard(account)
+        unheard_of = self.unheard_of[account] = max(0, self.worth.get(account, 0) - committed)
+        self.ceilings[account] = Ceiling(limit, max(limit, committed) + unheard_of)
+        self.tally.note("hard again")
 
     def committed(self, sums: Mapping[str, Sums], believed: Mapping[str, int], now_s: float) -> None:
         """At a look at the ledger: whatever may have been spent is committed there, and never more than is allowed.
@@ -257,7 +291,7 @@ class Truth:
             account = sums.get(name)
             if account is None or account.end_s <= now_s:
                 continue
-            if self.worth.get(name, 0) > account.committed:
+            if self.worth.get(name, 0) > account.committed + self.unheard_of.get(name, 0):
                 raise self.violated(
                     f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {account.committed}: {account}"
                 )

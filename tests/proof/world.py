@@ -56,6 +56,9 @@ class World:
         self.has_witness = True
         self.forgets = False
         """A keeper that is broken on purpose: with each start it has forgotten what is granted and not yet spent."""
+        self.soft = {"shop/seen"}
+        self.ledger_room: int | None = None
+        """Its disk is full behind this byte of each file; None: it is not."""
         self.stuck: set[Host] = set()
         """Still speak with the earlier leader."""
         self.path = folder / "ledger.db"
@@ -86,7 +89,7 @@ class World:
         spans = [(edges[index], edges[index + 1]) for index in (first, first + 1)]
         bindings, budgets = [], []
         for name, limit in self.limits.items():
-            hard = name != "shop/seen"
+            hard = name not in self.soft
             bound = frozenset(route for route, names in ROUTES.items() if name in names)
             bindings += [Binding(name, start_s, end_s, limit, hard, bound) for start_s, end_s in spans]
             accounts = tuple(Account(id=account_id(name, s), start_s=s, end_s=e, limit_nusd=limit) for s, e in spans)
@@ -140,12 +143,19 @@ class World:
             self.ledger_s,
             random.Random(f"keeper {self.seed} {self._terms}"),
             beside=beside,
+            room=lambda: self.ledger_room,
         )
         if older:
             self.doubted |= {view.name for view in keeper.instances()}
         keeper.doubted = self.doubted
         self.keepers.append(keeper)
-        await keeper.begin(self.plan())
+        try:
+            await keeper.begin(self.plan())
+        except LedgerError:  # It ends, and is started again until its disk takes something.
+            await keeper.kill()
+            self.keepers.remove(keeper)
+            await asyncio.sleep(1.0)
+            return await self.start_keeper(beside=beside)
         self._bound(keeper)
         self.truth.disturbed()
         return keeper
@@ -170,8 +180,20 @@ class World:
         sums = keeper.sums.read() if sums is None else sums
         for binding in keeper.plan.bindings:
             account = sums.get(binding.account)
-            if binding.hard and account is not None:
+            if account is None:
+                continue
+            if not binding.hard:
+                self.truth.freed(binding.account)
+            elif binding.account not in self.truth.softened:
                 self.truth.bound(binding.account, account.limit, account.committed)
+            elif self._is_enforced(keeper, binding.account):
+                self.truth.hardened(binding.account, account.limit, account.committed)
+
+    def _is_enforced(self, keeper: Keeper, account: str) -> bool:
+        """By the keeper's word; of those that it has given up, none runs. (One that cannot hear goes on by what it knew.)"""
+        heard = {view.name for view in keeper.instances() if view.state == "open"}
+        live = all(host.till.log.identity.instance in heard for host in self.truth.hosts)
+        return live and keeper.balances()[account].enforced
 
     async def kill_keepers(self) -> None:
         for keeper in self.keepers:
@@ -188,7 +210,7 @@ class World:
         self.truth.disturbed()
 
     async def settle_lost(self) -> None:
-        """An administrator reads the upstream's bill for whoever is lost. Raises LedgerError."""
+        """An administrator reads the upstream's bill for whoever is lost."""
         keeper = self.leader
         if keeper is None:
             return
@@ -197,7 +219,10 @@ class World:
                 continue
             true = self.truth.statement(view.name)
             stated = {lease.account: max(lease.consumed_nusd, true.get(lease.account, 0)) for lease in view.leases}
-            await keeper.settle(view.name, stated)
+            try:
+                await keeper.settle(view.name, stated)
+            except LedgerError:
+                continue
             self.settled[view.name] = stated
             self.truth.tally.note("settled")
         self.truth.disturbed()
@@ -214,6 +239,10 @@ class World:
         for keeper in self.keepers[:-1]:
             await keeper.kill()
         del self.keepers[:-1]
+
+    def ledger_log_bytes(self) -> int:
+        log = Path(f"{self.path}-wal")
+        return log.stat().st_size if log.exists() else 0
 
     def back_up(self) -> None:
         copy = self.folder / f"backup-{len(self.backups)}.db"
@@ -243,14 +272,20 @@ class World:
             believed[name] = sum(
                 lease.committed - lease.consumed for lease in account.leases if lease.is_open and lease.instance in self.doubted
             )
-        if self.unbound:
+        if self.unbound or self.truth.softened:
             self._bound(keeper, sums)
         if keeper.knows:
             self.truth.committed(sums, believed, self.ledger_s())
 
     def is_calm(self) -> bool:
         keeper = self.leader
-        stuck = self.witness.away or keeper is None or keeper.service.standstill or any(host.full for host in self.hosts)
+        stuck = (
+            self.witness.away
+            or self.ledger_room is not None
+            or keeper is None
+            or keeper.service.standstill
+            or any(host.full for host in self.hosts)
+        )
         return not stuck
 
     # Proxies
