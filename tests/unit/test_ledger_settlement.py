@@ -8,10 +8,11 @@ import pytest
 
 from stepdown.budget.account import Invoiced
 from stepdown.budget.invoice import Billed
-from stepdown.ledger import errors
+from stepdown.ledger import Ledger, errors
 from stepdown.ledger.settlement import Reconciled, Statement
 from stepdown.model.config import account_id
 from stepdown.model.sync import Counter
+from tests.postgres import Server
 from tests.unit.test_ledger import FLEET, HORIZON_S, Keeper, ask, binding, chat, lease
 
 DAY_S = 86_400
@@ -218,3 +219,21 @@ def test_no_proxy_can_be_an_invoice(keeper: Keeper) -> None:
     reconcile(keeper, bill(130, through=FIRST + 12))
     with pytest.raises(errors.LedgerRefused, match="it says fleet"):
         keeper.say("invoice 2026-11")
+
+
+def test_a_bill_is_settled_beside_a_keeper_on_another_machine(postgres: Server) -> None:
+    """In PostgreSQL nobody holds a file's lock: keeper and settlement must wait for each other, and none be fenced."""
+    url = postgres.database()
+    keeper = Keeper(url)
+    keeper.now_s = NOON_S
+    keeper.ledger.take_epoch("stepdown-0")
+    keeper.bind(binding(1000, "shop/chat", start_s=START_S))
+    keeper.say("gone", ask(1, 200, accounts=(TEAM,)))
+    lose(keeper)
+    beside = Ledger.open(url, create=False, beside=True)
+    done = beside.reconcile(bill(30, through=FIRST + 12), keeper.now_s)
+    beside.close()
+    assert done.closed == ("gone",)
+    assert keeper.balance(TEAM).invoiced_nusd == 30
+    assert keeper.say("works", ask(1, 970, accounts=(TEAM,))).asks[0].rung == 0
+    keeper.ledger.close()

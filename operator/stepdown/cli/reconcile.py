@@ -5,6 +5,7 @@ It may be run while the keeper is at work: in the operator's pod, or beside `ste
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +14,7 @@ from stepdown.budget.invoice import Invoice, InvoiceError, InvoiceLine, billed, 
 from stepdown.budget.months import day_text
 from stepdown.cli.errors import CommandError, LedgerUnusable
 from stepdown.cli.output import Format, month_days, output_option, print_machine, print_table
+from stepdown.cli.place import DEFAULT_FILE, VARIABLE, LedgerPlace, shown
 from stepdown.model.money import nusd_to_usd
 
 if TYPE_CHECKING:
@@ -32,7 +34,15 @@ _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 @click.option(
     "--through", metavar="YYYY-MM-DD", help="The bill is complete up to the end of this day in UTC. [default: the month's last]"
 )
-@click.option("--ledger", "ledger_file", default="stepdown.db", show_default=True, metavar="FILE|URL", help="It may be in use.")
+@click.option(
+    "--ledger",
+    "ledger_place",
+    type=LedgerPlace(),
+    envvar=VARIABLE,
+    default=DEFAULT_FILE,
+    metavar="FILE|URL",
+    help=f"It may be in use. [default: {VARIABLE}, or {DEFAULT_FILE}]",
+)
 @click.option(
     "-f",
     "--filename",
@@ -45,7 +55,13 @@ _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, and change nothing.")
 @output_option
 def reconcile(
-    file: Any, month: str, through: str | None, ledger_file: str, roots: tuple[str, ...], dry_run: bool, output: Format
+    file: Any,
+    month: str,
+    through: str | None,
+    ledger_place: str | Path,
+    roots: tuple[str, ...],
+    dry_run: bool,
+    output: Format,
 ) -> None:
     """Settle by an upstream's bill what is unreconciled.
 
@@ -71,14 +87,14 @@ def reconcile(
     except InvoiceError as error:
         raise CommandError(f"{file.name}: {error}. Nothing was changed") from None
     try:
-        ledger = Ledger.open(ledger_file, create=False, beside=True)
+        ledger = Ledger.open(ledger_place, create=False, beside=True)
         try:
             said = _statement(invoice, ledger, roots, first, through_day, now_s(), file.name)
             done = ledger.reconcile(said, now_s(), dry_run=dry_run)
         finally:
             ledger.close()
     except LedgerRefused as error:
-        raise CommandError(f"{ledger_file}: {error}. Nothing was changed") from None
+        raise CommandError(f"{shown(ledger_place)}: {error}. Nothing was changed") from None
     except LedgerError as error:
         raise LedgerUnusable(str(error)) from None
     if output == "table":

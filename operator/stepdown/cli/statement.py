@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -16,6 +17,7 @@ from stepdown.budget.months import day_text, instant, rfc3339
 from stepdown.budget.statement import BY, KINDS, AccountLine, By, Line, Statement, make_statement
 from stepdown.cli.cluster import Reach, asked, cluster_options
 from stepdown.cli.output import month_days, print_machine, print_table
+from stepdown.cli.place import DEFAULT_FILE, LedgerPlace, shown
 from stepdown.model.money import nusd_to_usd
 
 if TYPE_CHECKING:
@@ -36,7 +38,13 @@ def _by(context: click.Context, parameter: click.Parameter, value: str) -> tuple
 
 @click.command()
 @click.option("--month", metavar="YYYY-MM", help="In UTC. [default: this month]")
-@click.option("--ledger", "ledger_file", metavar="FILE|URL", help="Of this ledger, which may be in use, and not of a cluster.")
+@click.option(
+    "--ledger",
+    "ledger_place",
+    type=LedgerPlace(),
+    metavar="FILE|URL",
+    help="Of this ledger, which may be in use, and not of a cluster.",
+)
 @click.option(
     "-f",
     "--filename",
@@ -65,7 +73,7 @@ def _by(context: click.Context, parameter: click.Parameter, value: str) -> tuple
 @cluster_options(everywhere=True)
 def statement(
     month: str | None,
-    ledger_file: str | None,
+    ledger_place: str | Path | None,
     roots: tuple[str, ...],
     by: tuple[By, ...],
     output: Literal["table", "csv", "json", "yaml"],
@@ -81,7 +89,7 @@ def statement(
 
     month = month or instant(now_s()).strftime("%Y-%m")
     days = month_days(month)
-    made, place = _made(month, days, by, ledger_file, roots, reach)
+    made, place = _made(month, days, by, ledger_place, roots, reach)
     if output == "csv":
         _print_csv(made)
     elif output == "table":
@@ -91,18 +99,19 @@ def statement(
 
 
 def _made(
-    month: str, days: tuple[int, int], by: tuple[By, ...], ledger_file: str | None, roots: tuple[str, ...], reach: Reach
+    month: str, days: tuple[int, int], by: tuple[By, ...], ledger_place: str | Path | None, roots: tuple[str, ...], reach: Reach
 ) -> tuple[Statement, str]:
     """With where it was found, in words."""
-    if ledger_file is None and not roots:
+    if ledger_place is None and not roots:
         return asked(reach, lambda cluster: _of_cluster(cluster, reach, month, days, by))
     if reach.written:
         raise click.UsageError("--ledger and -f are no cluster, whose options have no meaning there: leave out one of them.")
-    from stepdown.cli.ledger import DEFAULT_FILE, reading
+    from stepdown.cli.ledger import reading
 
-    with reading(ledger_file or DEFAULT_FILE) as ledger:
+    place = ledger_place or Path(DEFAULT_FILE)
+    with reading(place) as ledger:
         books = ledger.books(*days)
-    return make_statement(_with_orders(books, roots), month, by), ledger_file or DEFAULT_FILE
+    return make_statement(_with_orders(books, roots), month, by), shown(place)
 
 
 async def _of_cluster(
