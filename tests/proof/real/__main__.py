@@ -92,7 +92,17 @@ def _work(given: _Given) -> int:
 
 
 def _one(cluster: ControlPlane, seed: int, given: _Given) -> Played:
-    folder = given.folder / f"seed-{seed}"
+    """What could not be played to its end is played once more: a machine that was busy is no news, a second time is."""
+    played = _play_once(cluster, seed, given, "")
+    if not played.broke:
+        return played
+    again = _play_once(cluster, seed, given, "-again")
+    again.tally.note(f"played again, after {played.broke}")
+    return again
+
+
+def _play_once(cluster: ControlPlane, seed: int, given: _Given, suffix: str) -> Played:
+    folder = given.folder / f"seed-{seed}{suffix}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     began_s = time.monotonic()

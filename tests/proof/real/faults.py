@@ -53,7 +53,10 @@ class Faults:
             lambda: (self.kill, (self._place(), self._seconds(0.1, 5.0))),
             lambda: (self.kill, (self._place(), self._seconds(0.1, 5.0))),
             lambda: (self.kill, (self._place(), self._seconds(8.0, 13.0))),
-            lambda: (self.lose_log, (self._place(), chance.choice(("gone", "cloned", "older")), self._seconds(0.1, 4.0))),
+            lambda: (
+                self.lose_log,
+                (self._place(), chance.choice(("gone", "cloned", "older", "another's")), self._seconds(0.1, 4.0)),
+            ),
             lambda: (self.kill_operator, (self._seconds(0.1, 3.0), int(chance.random() < 0.7))),
             lambda: (self.restart_operator, (self._seconds(0.1, 3.0),)),
             lambda: (self.freeze, (self._place(), chance.choice((1.0, 4.0, HORIZON_S + 2.0)))),
@@ -114,7 +117,7 @@ class Faults:
             await self._schedule.scene.revive(pod)
 
     async def lose_log(self, place: int, how: str, after_s: float) -> None:
-        """Its log is gone, is a copy, is an older copy, or is of another boot: what it held is nobody's to spend."""
+        """Its log is gone, is a copy, an older one, another pod's, or of another boot: what it held is nobody's to spend."""
         async with self._places[place]:
             pod, scene = self._pods[place], self._schedule.scene
             log, copy = pod.state / "log", scene.folder / f"{pod.name}.copy"
@@ -129,8 +132,8 @@ class Faults:
                 pod.boot = scene.folder / f"{pod.name}.boot"
                 pod.boot.write_text(f"{UUID(int=self._chance.getrandbits(128))}\n")
             else:
-                if how == "cloned":
-                    shutil.copy(log, copy)
+                if how != "older":
+                    shutil.copy(log if how == "cloned" else self._pods[place - 1].state / "log", copy)
                 log.unlink()
                 shutil.copy(copy, log)
             await asyncio.sleep(after_s)

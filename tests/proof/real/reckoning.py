@@ -12,10 +12,10 @@ from tests.proof.truth import Violation
 if TYPE_CHECKING:
     from tests.proof.real.schedule import Schedule
 
-_SMALL_NUSD = 30_000_000
+_SMALL_NUSD = 3_000_000
 """What is less than this is left alone: what a request's bytes add to its worst case is not known so exactly."""
-_BYTES = 430
-"""What a small request's worst case has of input, at least: its body, and what a proxy adds to its bound."""
+_BYTES = 300
+"""What a small request's worst case has of input, to a few bytes: its messages, and what a proxy adds to its bound."""
 _TRIES = 3
 """On a machine that is busy an exchange with the operator may take longer than a request waits."""
 
