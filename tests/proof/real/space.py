@@ -1,13 +1,15 @@
 """What only root can give a schedule: small disks that get full, and a network of its own for one proxy.
 
 `python -m tests.proof.real` starts each worker in a mount namespace of its own, so that its disks are nobody else's. Neither
-they nor the network have a name: the kernel takes them away with the last process in them, and these end with the worker. So
-nothing is left behind, also after kill -9, and nothing has to be swept up.
+they nor the network have a name: the kernel takes them away after the last process in them, and these end with the worker,
+also after kill -9. Only a cable may stay for some minutes, while a connection of the dead is still given up: cables bear the
+worker's pid, and those of workers that are no more are swept up by the next.
 """
 
 import contextlib
 import errno
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from tests.proof.real.processes import Process
 
 _FILL = 64 * 1024
+_CABLE = re.compile(r"sp(\d+)[ds]")
 
 
 def run(*command: str) -> None:
@@ -64,12 +67,13 @@ class Network:
         self.here, self.there = f"{block}.1", f"{block}.2"
         """The upstream is asked at `here`, the proxy at `there`."""
         self.operator = f"{block}.5"
-        self._sync = f"sp{mark}s"
+        self._data, self._sync = f"sp{mark}d", f"sp{mark}s"
+        _sweep()
         self._holder = Process("network", log)
         self._holder.launch(["unshare", "--net", "sleep", "infinity"], dict(os.environ))
         self._wait_apart()
         self._inside("ip", "link", "set", "lo", "up")
-        self._cable(f"sp{mark}d", self.here, self.there)
+        self._cable(self._data, self.here, self.there)
         self._cable(self._sync, self.operator, f"{block}.6")
 
     @property
@@ -86,6 +90,8 @@ class Network:
 
     def remove(self) -> None:
         self._holder.kill()
+        for cable in (self._data, self._sync):
+            _cut(cable)
 
     def _wait_apart(self) -> None:
         own = Path("/proc/self/ns/net").readlink()
@@ -106,3 +112,16 @@ class Network:
         run("ip", "link", "set", name, "up")
         self._inside("ip", "addr", "add", f"{there}/30", "dev", peer)
         self._inside("ip", "link", "set", peer, "up")
+
+
+def _sweep() -> None:
+    for link in Path("/sys/class/net").iterdir():
+        owner = _CABLE.fullmatch(link.name)
+        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+            _cut(link.name)
+
+
+def _cut(cable: str) -> None:
+    """Both ends; if the kernel was faster, so much the better."""
+    with contextlib.suppress(OSError):
+        run("ip", "link", "delete", cable)
