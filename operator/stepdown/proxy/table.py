@@ -132,12 +132,10 @@ class BudgetEntry:
 class ShardEntry:
     """One compiled shard: its digest, its routes, and whether a newer one has taken its place."""
 
-    __slots__ = ("budgets", "digest", "generation", "index", "retired", "routes", "rungs")
+    __slots__ = ("budgets", "digest", "index", "retired", "routes", "rungs")
 
-    def __init__(self, shard: Shard, generation: int = 0) -> None:
+    def __init__(self, shard: Shard) -> None:
         self.index = shard.index
-        self.generation = generation
-        """Ascending by replacement: which of two compilations of a shard is the older."""
         self.digest = digest(shard)
         self.retired = False
         rungs = {name: RungEntry(model) for name, model in shard.models.items()}
@@ -220,7 +218,7 @@ class Table:
         self.fleet_digest: str = digest(fleet) if keeps is None or fleet is not keeps.fleet else keeps.fleet_digest
         self.shards: dict[int, ShardEntry] = dict(kept)
         for index, shard in shards.items():
-            self.shards[index] = ShardEntry(shard, kept[index].generation + 1 if index in kept else 0)
+            self.shards[index] = ShardEntry(shard)
         self._by_field: dict[str, RouteEntry] = {}
         own = fleet.namespace + "/"
         for entry in self.shards.values():
