@@ -63,7 +63,7 @@ class InvoiceMachine(WitnessMachine):
 
 
 InvoiceMachine.TestCase.settings = settings(
-    max_examples=25,
+    max_examples=15,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
