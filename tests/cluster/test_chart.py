@@ -51,6 +51,11 @@ class Installed:
     def names(self, *arguments: str) -> set[str]:
         return set(self.kubectl("get", *arguments, "-o", 'jsonpath={range .items[*]}{.metadata.name}{"\\n"}{end}').split())
 
+    def admitted(self) -> int:
+        """How many pods of its Deployment there are."""
+        found: int = self.get("deployment", "stepdown", "-n", helm.NAMESPACE)["status"].get("updatedReplicas", 0)
+        return found
+
     def install(self, values: dict[str, Any] | None = None, *, namespace: str = helm.NAMESPACE, name: str = helm.NAME) -> None:
         with self._helm(namespace) as config:
             config.install(helm.CHART, name, values or {}, timeout=60)
@@ -162,6 +167,27 @@ def test_an_api_server_takes_every_option(chart: Installed) -> None:
     assert pod["spec"]["priorityClassName"] == "system-cluster-critical"
     eventually(lambda: image_of_the_pod(chart).startswith("images.internal:5000/"), "the pod is admitted")
     assert chart.names("roles", "-n", "shop") == chart.names("roles", "-n", "search") == {"stepdown-fleet"}
+
+
+def test_from_the_volume_into_a_database_and_back(chart: Installed) -> None:
+    """The one operator becomes several, under the strictest Pod Security; the volume with what was spent stays where it was."""
+    chart.install()
+    eventually(lambda: image_of_the_pod(chart) == "stepdown:0.1.0", "the operator's pod is admitted")
+    claim = chart.get("pvc", "ledger-stepdown-0", "-n", helm.NAMESPACE)["metadata"]["uid"]
+    for name in ("postgresql", "postgresql-password"):
+        values = yaml.safe_load((OPTIONS.parent / f"{name}.in.yaml").read_text())
+        chart.upgrade(values)
+        wanted = values.get("replicas", 1)
+        eventually(lambda wanted=wanted: chart.admitted() == wanted, f"{wanted} pods are admitted")
+        assert (chart.names("deployments", "-n", helm.NAMESPACE), chart.names("statefulsets", "-n", helm.NAMESPACE)) == (
+            {"stepdown"},
+            set(),
+        )
+        assert chart.names("pdb", "-n", helm.NAMESPACE) == ({"stepdown"} if wanted > 1 else set())
+    chart.rollback(1)
+    eventually(lambda: image_of_the_pod(chart) == "stepdown:0.1.0", "the one operator is back")
+    assert chart.names("deployments", "-n", helm.NAMESPACE) == set()
+    assert chart.get("pvc", "ledger-stepdown-0", "-n", helm.NAMESPACE)["metadata"]["uid"] == claim
 
 
 def test_a_routing_proxy_comes_with_the_release_once_its_kind_is_there(chart: Installed) -> None:

@@ -39,8 +39,14 @@ def one(objects: list[Object], kind: str, name: str = "stepdown") -> Object:
     return found
 
 
+def workload(objects: list[Object]) -> Object:
+    """The operator: a StatefulSet, or a Deployment where its ledger is a database."""
+    (found,) = of_kind(objects, "StatefulSet", "Deployment")
+    return found
+
+
 def container(objects: list[Object]) -> Object:
-    (found,) = one(objects, "StatefulSet")["spec"]["template"]["spec"]["containers"]
+    (found,) = workload(objects)["spec"]["template"]["spec"]["containers"]
     return dict(found)
 
 
@@ -85,10 +91,28 @@ def test_every_value_is_in_the_schema_and_explained() -> None:
     walk(schema, values, "")
 
 
+def database(type_: str, **postgresql: Any) -> Object:
+    return {"ledger": {"type": type_, "postgresql": postgresql}}
+
+
 REFUSED = {
     "a misspelt setting": ({"image": {"tagg": "1.0"}}, r"at '/image'.*'tagg' not allowed"),
     "a setting of another chart": ({"replicaCount": 2}, r"'replicaCount' not allowed"),
-    "a second replica": ({"replicas": 2}, r"replicas is 2: the ledger is a SQLite file on one volume.*Write 1, or 0"),
+    "a second replica": ({"replicas": 2}, r"replicas is 2: the ledger is a SQLite file on one volume.*ledger.type=postgresql"),
+    "a database that is nowhere": ({"ledger": {"type": "postgresql"}}, r"say where it is.*CLUSTER-app, with the key uri"),
+    "a database that is not used": (database("sqlite", url="postgresql://me@db/x"), r"the database would not be used"),
+    "two addresses": (
+        database("postgresql", url="postgresql://me@db/x", urlSecretRef={"name": "a"}),
+        r"url and urlSecretRef exclude each other",
+    ),
+    "a password in the release": (database("postgresql", url="postgresql://me:pw@db/x"), r"has a password in it"),
+    "a password behind the address": (database("postgresql", url="postgresql://db/x?password=pw"), r"has a password in it"),
+    "two passwords": (
+        database("postgresql", urlSecretRef={"name": "a"}, passwordSecretRef={"name": "b"}),
+        r"passwordSecretRef would not be used",
+    ),
+    "another database": ({"ledger": {"type": "mysql"}}, r"'/ledger/type'"),
+    "an address of another database": (database("postgresql", url="mysql://db/x"), r"'/ledger/postgresql/url'"),
     "a shared volume": ({"persistence": {"accessMode": "ReadWriteMany"}}, r"'/persistence/accessMode'.*'ReadWriteOncePod'"),
     "a size without a unit's name": ({"persistence": {"size": "10GB"}}, r"'/persistence/size'"),
     "everywhere and somewhere": ({"fleetNamespaces": ["*", "shop"]}, r"stands alone: write \[\"\*\"\]"),
@@ -223,13 +247,37 @@ def test_the_operator_understands_what_the_chart_tells_it(values: Object) -> Non
 def test_the_ledger_lies_on_the_volume(values: Object) -> None:
     """A ledger in the container's own layer is lost at every restart, and nothing is granted after it."""
     objects = helm.objects(values)
-    spec = one(objects, "StatefulSet")["spec"]
+    spec = workload(objects)["spec"]
     volumes = {each["metadata"]["name"] for each in spec.get("volumeClaimTemplates", ())}
     volumes |= {each["name"] for each in spec["template"]["spec"]["volumes"]}
     mounts = {each["mountPath"]: each["name"] for each in container(objects)["volumeMounts"]}
     assert set(mounts.values()) == volumes
-    (ledger,) = (option.default for option in operator.params if option.name == "ledger_file")
-    assert mounts[str(Path(str(ledger)).parent)] == "ledger"
+    (ledger,) = (option.default for option in operator.params if option.name == "ledger_place")
+    shared = values.get("ledger", {}).get("type") == "postgresql"
+    assert mounts[str(Path(str(ledger)).parent)] == ("state" if shared else "ledger")
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 3])
+def test_replicas_of_one_database_are_a_deployment_that_tells_each_its_own_address(replicas: int) -> None:
+    """A follower that does not know its address cannot be named by the next; a volume would tie each to its node."""
+    objects = helm.objects(
+        {"replicas": replicas, "ledger": {"type": "postgresql", "postgresql": {"urlSecretRef": {"name": "a"}}}}
+    )
+    made = workload(objects)
+    assert (made["kind"], made["spec"]["replicas"]) == ("Deployment", replicas)
+    assert len(of_kind(objects, "PodDisruptionBudget")) == (replicas > 1)
+    environment = {each["name"]: each.get("valueFrom") for each in container(objects)["env"]}
+    assert environment["STEPDOWN_ADDRESS"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert environment["STEPDOWN_LEDGER"] == {"secretKeyRef": {"name": "a", "key": "uri"}}
+    assert not [each for each in made["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in each]
+
+
+@pytest.mark.parametrize("values", CASES.values(), ids=CASES)
+def test_no_object_of_the_release_has_a_password_in_it(values: Object) -> None:
+    """Whoever may read a Deployment may not thereby read a Secret."""
+    text = json.dumps(helm.objects(values))
+    assert not re.search(r"postgresql://[^/@\s]*:[^/@\s]*@", text)
+    assert "PGPASSWORD" not in text
 
 
 def test_an_upgrade_changes_nothing_that_cannot_be_changed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The operator's plain HTTP: health, metrics, and what it knows, to read. `run` starts it; the kubelet, Prometheus and
 kubectl's plugin ask it. Nothing here changes anything, and nothing here is secret: names, states, sums, and specs in force.
+Whoever asks a Service cannot choose a replica: one that does not lead passes a question for figures on to the one that does.
 
     /healthz        the event loop turns
     /readyz         this process does what it should: it leads and has published a config, or it follows
@@ -13,12 +14,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from stepdown.ledger.errors import LedgerError
 from stepdown.watch.metrics import CONTENT_TYPE
 
+PASSED_ON = "x-stepdown-passed-on"
+_LEADER_S = 10.0
 _MAX_DAYS = 3660
 
 
@@ -33,9 +38,12 @@ class Views:
         status: Callable[[], Awaitable[Any]],
         counters: Callable[[int, int], Awaitable[Any]],
         books: Callable[[int, int], Awaitable[Any]],
+        leader: Callable[[], str] = str,
     ) -> None:
-        """`ready`: why not, or nothing. `status`, `counters` and `books` give None where this process does not lead."""
+        """`ready`: why not, or nothing. `status`, `counters` and `books` give None where this process does not lead; `leader`
+        is the URL of this server's like at the replica that does, as far as it is known."""
         self.ready, self.metrics, self.status, self.counters, self.books = ready, metrics, status, counters, books
+        self.leader = leader
 
 
 class HttpServer:
@@ -47,7 +55,7 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> None:
         """Raises OSError when the address cannot be listened on."""
-        app = web.Application()
+        app = web.Application(middlewares=[self._passed_on])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -66,6 +74,22 @@ class HttpServer:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _passed_on(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """To the leader, but nothing twice: who leads may have changed on the way."""
+        leader = self._views.leader() if request.path.startswith("/v1/") and PASSED_ON not in request.headers else ""
+        if not leader:
+            return await handler(request)
+        limit = aiohttp.ClientTimeout(total=_LEADER_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=limit) as session,
+                session.get(f"{leader}{request.raw_path}", headers={PASSED_ON: "1"}, allow_redirects=False) as answer,
+            ):
+                return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return _error(503, f"the replica that leads, at {leader}, does not answer: {error or 'in time'}")
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

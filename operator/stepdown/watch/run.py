@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -104,7 +105,12 @@ class _Process:
         )
         self._http = HttpServer(
             Views(
-                ready=self._why_not_ready, metrics=self._scrape, status=self._status, counters=self._counters, books=self._books
+                ready=self._why_not_ready,
+                metrics=self._scrape,
+                status=self._status,
+                counters=self._counters,
+                books=self._books,
+                leader=self._leader_views,
             )
         )
 
@@ -247,6 +253,14 @@ class _Process:
             return None
         leader = self._elector.leader
         return leader.address if leader is not None and leader.identity != self._identity else ""
+
+    def _leader_views(self) -> str:
+        """Every replica has its views at the same port."""
+        leader = urlsplit(self._leader() or "")
+        if not leader.hostname:
+            return ""
+        host = f"[{leader.hostname}]" if ":" in leader.hostname else leader.hostname
+        return f"http://{host}:{self._options.http[1]}"
 
     def _published(self) -> bool:
         return self._leading is not None and self._leading.made is not None
