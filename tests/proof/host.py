@@ -150,7 +150,7 @@ class Host:
     ) -> None:
         self.name, self.folder, self._loop, self._truth, self._sync, self._chance = name, folder, loop, truth, sync, chance
         self.boot = "boot"
-        self.alive = False
+        self.alive = self.listening = False
         self.partitioned = False
         self.full = False
         """Its disk: what it is granted then, it cannot use."""
@@ -184,7 +184,8 @@ class Host:
         self.server.wire.sweeper.items = _Ordered()
         self.syncer.is_ready = lambda: self.server.is_ready
         self.server.wire.sweeper.start()
-        self.alive, self._struck = True, None
+        self.alive = self.listening = True
+        self._struck = None
         self._orders.clear()
         self._truth.hosts.append(self)
         self._truth.disturbed()
@@ -208,7 +209,7 @@ class Host:
 
     def connect(self, client: Process, protocol: object) -> End:
         """A client's connection to this proxy. Raises ConnectionRefusedError."""
-        if not self.alive:
+        if not self.listening:
             raise ConnectionRefusedError("nobody listens")
         near, far = pair(client, self.process, lambda: self._chance.uniform(0.0002, 0.003))
         self.process.ends.append(far)
@@ -248,7 +249,7 @@ class Host:
         self._struck = self.log.read_bytes()
         self._kept.unlink(missing_ok=True)
         os.link(self.log, self._kept)
-        self.alive = self.process.alive = False
+        self.alive = self.listening = self.process.alive = False
         self.holds = self.till.holds()
         self._truth.hosts.remove(self)
         self._truth.disturbed()
@@ -331,6 +332,7 @@ class Host:
     async def leave(self) -> bool:
         """SIGTERM: drains, says so, ends. True: the keeper has heard."""
         self._orders.clear()
+        self.listening = False
         self.server.leave()
         await self.server.drain(70.0)
         if not self.alive:
