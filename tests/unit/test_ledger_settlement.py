@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,6 +15,9 @@ from stepdown.model.config import account_id
 from stepdown.model.sync import Counter
 from tests.postgres import Server
 from tests.unit.test_ledger import FLEET, HORIZON_S, Keeper, ask, binding, chat, lease
+from tests.unit.test_ledger_witness import START_S as WITNESSED_S
+from tests.unit.test_ledger_witness import Keeper as Witnessed
+from tests.unit.test_ledger_witness import lease as witness_lease
 
 DAY_S = 86_400
 FIRST = 20_758
@@ -237,3 +241,29 @@ def test_a_bill_is_settled_beside_a_keeper_on_another_machine(postgres: Server) 
     assert keeper.balance(TEAM).invoiced_nusd == 30
     assert keeper.say("works", ask(1, 970, accounts=(TEAM,))).asks[0].rung == 0
     keeper.ledger.close()
+
+
+def test_what_an_older_copy_cannot_account_for_is_settled_too(tmp_path: Path) -> None:
+    """Else it is locked up until the month ends, though the upstream says to the cent what became of it."""
+    keeper = Witnessed(tmp_path)
+    keeper.grant("a", 1_000)
+    old = keeper.backup()
+    keeper.grant("b", 500)
+    keeper.say("b", leases=(witness_lease(granted=500, consumed=480),), closing=True)
+    keeper.restore(old)
+    keeper.say("a", leases=(witness_lease(granted=1_000),), whole=True)
+    day = WITNESSED_S // DAY_S
+    said = Statement("2024-10", "one", day, day, (Billed("m", 480, 0),))
+    keeper.now_s += DAY_S
+    keeper.say("a", leases=(witness_lease(granted=1_000),))
+    held = keeper.balance().unreconciled_nusd
+    assert held >= 480
+    early = keeper.ledger.reconcile(replace(said, first_day=day + 1, through_day=day), keeper.now_s)
+    assert "an older copy of the ledger cannot account for" in early.waiting[0]
+    assert keeper.balance().unreconciled_nusd == held
+    done = keeper.ledger.reconcile(said, keeper.now_s)
+    balance = keeper.balance()
+    assert (balance.unreconciled_nusd, balance.invoiced_nusd, done.settlement.excess_nusd) == (0, 480, 0)
+    keeper.restore(old)
+    keeper.say("a", leases=(witness_lease(granted=1_000),), whole=True)
+    assert keeper.balance().committed_nusd >= balance.committed_nusd, "a copy from before the bill gives nothing away"
