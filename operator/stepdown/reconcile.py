@@ -75,7 +75,7 @@ def reconcile(world: World, ledger: LedgerView, now_s: float, previous: Pass | N
     return tell(decide(world, ledger, now_s, previous), ledger, now_s, previous)
 
 
-def decide(world: World, ledger: LedgerView, now_s: float, previous: Pass | None = None) -> Decided:
+def decide(world: World, ledger: LedgerView, now_s: float, previous: Decided | None = None) -> Decided:
     """The first half, which proxies wait for. Of the ledger it needs no routes' traffic."""
     plan = make_plan(world, ledger, now_s, previous.plan if previous is not None else EMPTY)
     return Decided(plan, render(plan, previous.configs if previous is not None else {}))

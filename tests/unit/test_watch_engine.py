@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from stepdown.ledger import Ledger
 from stepdown.model.config import account_id, shard_of
 from stepdown.model.sync import Counter, LeaseReport, SyncAnswer, SyncRequest
@@ -151,6 +153,45 @@ def test_a_budget_that_reaches_its_step_steps_its_routes_down_without_any_object
         assert (status["spend"]["usd"], status["spend"]["requests"]) == ("0.60", 3)
 
     run(tmp_path, test, *fleet_objects(), tick_s=3600.0)
+
+
+def enforced(made: Pass) -> str:
+    """What the budget's status says."""
+    conditions = made.statuses[("SpendBudget", "shop/team")]["conditions"]
+    return next(each["status"] for each in conditions if each["type"] == "Enforced")
+
+
+@pytest.mark.parametrize("edit", ["made anew", "another route"])
+def test_no_pass_says_that_a_ceiling_holds_which_no_proxy_has_heard_of(tmp_path: Path, edit: str) -> None:
+    """Whoever waits for Enforced=True sends traffic that a proxy still serves without the budget."""
+
+    async def acknowledge(operator: Operator) -> None:
+        published = dict(operator.passes[-1].configs["shop/default"].digests)
+        await operator.sync(digests=published, acknowledged=published)
+        operator.engine.wake()
+
+    async def test(operator: Operator) -> None:
+        await acknowledge(operator)
+        await operator.until(lambda made: enforced(made) == "True")
+        proxy, _, route = fleet_objects()
+        if edit == "made anew":
+            operator.listed(proxy, route, at=200)
+            operator.engine.wake()
+            await operator.until(lambda made: not made.plan.budgets)
+            await acknowledge(operator)
+            number = len(operator.passes)
+            operator.event(thing("SpendBudget", "team", 300, BUDGET, uid="another"))
+        else:
+            number = len(operator.passes)
+            operator.event(thing("ModelRoute", "search", 300, ROUTE))
+        await operator.until(lambda made: len(operator.passes) > number and bool(made.plan.budgets))
+        operator.engine.wake()
+        await operator.until(lambda made: len(operator.passes) > number + 1)
+        assert {enforced(made) for made in operator.passes[number:] if made.plan.budgets} == {"False"}
+        await acknowledge(operator)
+        await operator.until(lambda made: enforced(made) == "True")
+
+    run(tmp_path, test, *fleet_objects())
 
 
 def test_nothing_is_judged_while_nothing_changes(tmp_path: Path) -> None:

@@ -157,22 +157,33 @@ class Engine:
         proxies = self._service.proxies(now)
         world = self._world(proxies)
         assert world is not None, "everything was listed before"
-        balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
         reported = self._reported(proxies, world, now)
-        view = LedgerView(balances, self._keeper.accepted, {}, reported, settled=self._heard)
-        loop, before = asyncio.get_running_loop(), self.made
-        decided = await loop.run_in_executor(self._thread, decide, world, view, now, before)
+        before = self.made
+        decided, view = await self._decide(world, reported, now, before)
         if await self._keeper.bind(decided):
-            self.wake()  # an account may have opened with money spent
+            # Accounts may have opened with money spent, and no proxy has acknowledged them: what was read before is not so now.
+            decided, view = await self._decide(world, reported, now, decided)
+            if await self._keeper.bind(decided):
+                self.wake()
         await self._keeper.remember(dict(decided.accept), gone(self._keeper.accepted, decided.plan))
         self._keeper.publish(decided.configs)
         await self._keeper.book(decided.plan, now)
         self._next_steps = next_steps(decided.plan)
         self.took(time.monotonic() - began_s)
         view = replace(view, totals=await self._route_totals(now, at_once=before is None or _stepped(decided, before)))
+        loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, tell, decided, view, now, before)
-        self.made, self._balances, self._proxies, self._judged_s = made, balances, proxies, now
+        self.made, self._balances, self._proxies, self._judged_s = made, view.balances, proxies, now
         self.done(made, before)
+
+    async def _decide(
+        self, world: World, reported: Mapping[str, ProxiesSeen], now: float, before: Decided | None
+    ) -> tuple[Decided, LedgerView]:
+        """By what the ledger says now."""
+        balances = await self._service.call(lambda ledger: ledger.balances(now, ended=True))
+        view = LedgerView(balances, self._keeper.accepted, {}, reported, settled=self._heard)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, decide, world, view, now, before), view
 
     def _world(self, proxies: Mapping[str, ProxiesSeen]) -> World | None:
         return self._store.world(
