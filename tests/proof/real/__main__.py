@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=30, help="how many schedules, from --first on")
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--seed", type=int, help="replay this one, and say what happened in it")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
+    parser.add_argument("--jobs", type=int, default=3, help="how many at a time")
     parser.add_argument("--go-on", action="store_true", help="after a failure too; tells of all")
     parser.add_argument("--keep", type=Path, help="a folder for all that was said, also in schedules that pass")
     parser.add_argument("--broken", choices=("no witness",), default="", help="something that must be found out")

@@ -68,6 +68,7 @@ class Faults:
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8, 1.3, 2.0)))),
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8, 1.3, 2.0)))),
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8)))),
+            # (`all` is not: without it `batch` has no Hard budget, and a proxy that is cut off serves it as it last heard.)
             lambda: (self.delete, (chance.choice(("team", "search")), self._seconds(0.5, 4.0), chance.choice((0.5, 1.0, 1.5)))),
             lambda: (self.restart_upstream, ()),
         ]
