@@ -5,6 +5,7 @@ inexact operation forbidden, from its own price list: a mistake in one of the tw
 """
 
 import csv
+import io
 from collections import Counter, deque
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
@@ -100,6 +101,15 @@ class Bill:
         self.by_key[key] += cost
         self.lines.append(Line(request=request, model=model, key=key, tokens=tokens, cost_nusd=cost, outcome=outcome))
         return cost
+
+    def invoice(self) -> str:
+        """What the upstream would send for it: a CSV by model, exact to the nano-dollar, with the sum as its last line."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["model", "amount", "currency"])
+        for model, cost in [*sorted(self.by_model.items()), ("TOTAL", self.total_nusd)]:
+            lines.writerow([model, f"{Decimal(cost).scaleb(-9):.9f}", "USD"])
+        return text.getvalue()
 
     def as_json(self) -> dict[str, object]:
         """For `GET /_bill`."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SECTIONS = ("RoutingProxy", "SpendBudget", "ModelRoute", "ModelCatalog")
 MONEY = ("spentUSD", "reservedUSD", "unreconciledUSD", "remainingUSD", "limitUSD", "usedPercent")
+TOLD = ("Accepted", "ResolvedRefs", "WithinBudget", "Reconciled")
+"""Conditions that are told in words where they do not hold."""
 _CONDITION = re.compile(r'\.status\.conditions\[\?\(@\.type=="(\w+)"\)\]\.(\w+)')
 
 
@@ -140,7 +142,7 @@ def _print_section(kind: str, items: list[dict[str, Any]]) -> None:
     print_table(kind, [*head, *(column.name.upper() for column in columns)], rows)
     for item in items:
         for condition in _status(item).get("conditions", ()):
-            if condition["type"] in ("Accepted", "ResolvedRefs", "WithinBudget") and condition["status"] == "False":
+            if condition["type"] in TOLD and condition["status"] == "False":
                 click.echo(f"  {item['metadata']['name']}: {condition['type']}=False, {condition['message']}")
     click.echo()
 
@@ -154,6 +156,11 @@ def _print_money(title: str, budgets: list[dict[str, Any]]) -> None:
     if rows:
         columns = ["SPENT $", "RESERVED $", "UNRECONCILED $", "REMAINING $", "LIMIT $", "USED %"]
         print_table(title, ["NAMESPACE", "NAME", *columns], rows, right=columns)
+        for budget in budgets:
+            if models := _status(budget).get("exceededBy"):
+                usd = _status(budget).get("excessUSD", "0.00")
+                more = f"; ${usd} of what is spent is beyond all that was reserved" if usd != "0.00" else ""
+                click.echo(f"  {budget['metadata']['name']}: {', '.join(models)} answered more than max_tokens allows{more}")
         click.echo()
 
 
