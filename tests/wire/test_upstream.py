@@ -245,3 +245,37 @@ def test_a_reset_does_not_take_the_money_of_a_request_in_flight_into_the_new_bil
         assert sim.bill.total_nusd == 0
 
     simulate(scene, latencies_s=[0.05])
+
+
+def test_what_is_in_flight_is_known_at_what_it_will_cost_also_when_every_connection_is_cut() -> None:
+    """A proof that watches the bill would see an overspend only when it is too late, or not at all."""
+
+    async def test(sim: Simulator) -> None:
+        async with Client(sim.port) as client:
+            client.send("POST", "/v1/chat/completions", json.dumps(chat("Qwen3-8B", HELLO)).encode(), STANDARD_KEY)
+            await sim.arrived(1)
+            ((entry, nusd),) = sim.pending()
+            assert (entry.number, entry.outcome, sim.bill.total_nusd) == (1, "in_flight", 0)
+            sim.cut()
+            await sim.idle()
+        assert nusd == sim.bill.total_nusd > 1_000
+        assert list(sim.pending()) == []
+
+    simulate(test, model=WORST, latencies_s=[15.0])
+
+
+def test_a_price_that_is_raised_holds_from_then_on() -> None:
+    """A bill at yesterday's prices would hide what a dearer month costs."""
+
+    async def test(sim: Simulator) -> None:
+        async with Client(sim.port) as client:
+            costs = []
+            for output_usd in ("1", "2"):
+                dear = price_of("0", output_usd)
+                assert dear is not None
+                sim.reprice("qwen3-8b", dear)
+                await client.post(chat("Qwen3-8B", HELLO))
+                costs.append(sim.bill.lines[-1].cost_nusd)
+        assert costs == [100_000, 200_000]
+
+    simulate(test, model=WORST)
