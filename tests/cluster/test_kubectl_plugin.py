@@ -116,6 +116,10 @@ def test_it_tells_the_money_of_this_moment_to_the_nano_dollar(here: World) -> No
     (row,) = told(here, "report", "month")["rows"]
     assert (row["route"], row["requests"], row["costUSD"]) == (f"{here.namespace}/chat", 5, bill)
     assert told(here, "report", "savings", "--baseline", "GPT-4o")["total"]["costUSD"] == bill
+    here.cluster.kubectl("label", "mroute", "chat", "stepdown.dev/purchase-order=4711", "-n", here.namespace)
+    until(lambda: told(here, "statement")["lines"][0]["purchaseOrder"] == "4711", "the label is booked", 10)
+    statement = told(here, "statement", "--by", "route")
+    assert (statement["totalUSD"], [each["differenceUSD"] for each in statement["budgets"]]) == (bill, ["0.00"])
     table = plugin(here, "status").stdout
     assert "Money, now" in table and bill in table
     default = told(here, "explain", "chat")["classes"]["default"]
