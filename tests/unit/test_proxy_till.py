@@ -298,6 +298,24 @@ def test_a_request_is_charged_to_the_period_in_which_it_was_admitted(tmp_path: P
     assert (lease(till).consumed, lease(till, TEAM_NEXT).consumed) == (10, 0)
 
 
+def test_the_ledgers_time_may_turn_out_to_be_a_little_earlier(tmp_path: Path) -> None:
+    """A second after the month's end is a second before it once the ledger is heard: next month's budget is not charged."""
+    hands = Hands()
+    till = till_of(tmp_path, hands=hands)
+    till.log.grant(TEAM_NEXT, 500)
+    lease(till, TEAM_NEXT).grant(500)
+    till.deadline_s = 1e12
+    hands.boot_s += EDGE_S - NOW_S + 1
+    after = admit(till)
+    assert after is not None
+    till.release(after, attempted=False)
+    till.clock.offset_s -= 2
+    before = admit(till)
+    assert before is not None
+    assert (lease(till).reserved, lease(till, TEAM_NEXT).reserved) == (BIG, 0)
+    assert before.day == after.day - 1
+
+
 def test_another_day_is_another_counter(tmp_path: Path) -> None:
     """A budget created in mid-month opens with its routes' spend by day."""
     hands = Hands()

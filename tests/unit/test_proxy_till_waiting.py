@@ -517,6 +517,28 @@ def test_the_last_of_an_account_is_gathered_where_it_is_waited_for(tmp_path: Pat
     run(main())
 
 
+def test_only_what_is_short_is_gathered(tmp_path: Path) -> None:
+    """Of the budget of all, a part would wait here for the other budget's money, and be missing to a route that needs no other."""
+
+    async def main() -> None:
+        routes = [route(budgets=("shop/team", "shop/all")), route("shop/batch", budgets=("shop/all",))]
+        config = table(routes, budgets=[budget(), budget("shop/all")], fleet=fleet())
+        proxy = proxy_with(tmp_path, BIG + SMALL - 1, config=config)
+        all_ = account_id("shop/all", START_S)
+        proxy.keeper.limits[all_] = BIG + SMALL + MID - 1
+        async with proxy:
+            hold = await get(proxy)
+            waiting = later(proxy)
+            await asyncio.sleep(0.5)
+            assert lease(proxy).free == SMALL - 1
+            assert lease(proxy, all_).free == 0
+            assert (await get(proxy, name="shop/batch")).rung.name == "mid"
+            proxy.till.release(hold, attempted=False)
+            assert (await waiting).rung.name == "big"
+
+    run(main())
+
+
 def test_what_was_gathered_is_not_asked_for_again(tmp_path: Path) -> None:
     """A ticket's money is not recalled: repeated, it would keep the last of a budget from whom it serves elsewhere."""
 

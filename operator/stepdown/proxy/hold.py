@@ -21,7 +21,7 @@ class Usage(NamedTuple):
 class Tab(Line):
     """Where one route's requests of one class on one rung are charged, for as long as day and periods last."""
 
-    __slots__ = ("premium", "request_class", "route", "rung", "share", "until_s")
+    __slots__ = ("from_s", "premium", "request_class", "route", "rung", "share", "until_s")
 
     def __init__(
         self,
@@ -30,19 +30,22 @@ class Tab(Line):
         route: RouteEntry,
         request_class: RequestClass,
         rung: RungEntry,
+        from_s: float,
         until_s: float,
     ) -> None:
         super().__init__(count, leases)
         self.route = route
         self.request_class = request_class
         self.rung = rung
+        self.from_s = from_s
+        """Before, too: the ledger's time is heard anew each second, and may be a little earlier than it was taken to be."""
         self.until_s = until_s
         """Exclusive: from then on another day's counter, or another period's account, is charged."""
         self.share = route.share
         self.premium = self.share is not None and request_class == "critical" and rung is route.ladders["critical"].rungs[0]
 
     def is_stale(self, now_s: float) -> bool:
-        return now_s >= self.until_s or self.route.home.retired
+        return not self.from_s <= now_s < self.until_s or self.route.home.retired
 
 
 class Hold(Reservation):

@@ -111,7 +111,11 @@ class Till:
                 ladder = route.ladders[request_class]
                 tab = self._tabs.get((route, request_class, ladder.rungs[0]))
                 # The usual case, without a list: nothing hidden, no share to watch, today's tab known.
-                if tab is not None and now_s < tab.until_s and not (ladder.in_force or tab.premium or route.home.retired):
+                if (
+                    tab is not None
+                    and tab.from_s <= now_s < tab.until_s
+                    and not (ladder.in_force or tab.premium or route.home.retired)
+                ):
                     worst = worst_case_nusd(tab.rung, shape, route.max_tokens, now_s, now_s + route.timeout_s + DRAIN_S)
                     if worst is not None:
                         amount_nusd, max_tokens = worst
@@ -333,10 +337,10 @@ class Till:
     def _tab(self, route: RouteEntry, request_class: RequestClass, rung: RungEntry, now_s: float) -> Tab:
         key = (route, request_class, rung)
         tab = self._tabs.get(key)
-        if tab is not None and now_s < tab.until_s:
+        if tab is not None and tab.from_s <= now_s < tab.until_s:
             return tab
         day = int(now_s) // _DAY_S
-        until_s = float((day + 1) * _DAY_S)
+        from_s, until_s = float(day * _DAY_S), float((day + 1) * _DAY_S)
         leases: list[Lease] = []
         for budget in route.budgets:
             account = budget.account_at(now_s)
@@ -345,12 +349,12 @@ class Till:
                     raise no_account(route.name, budget.name)
                 until_s = min(until_s, now_s + 1)
                 continue
-            until_s = min(until_s, account.end_s)
+            from_s, until_s = max(from_s, account.start_s), min(until_s, account.end_s)
             lease = self.books.lease(account.id)
             lease.describe(account, budget.hard)
             leases.append(lease)
         count = self.books.counters.get((route.name, rung.name, request_class, day))
-        tab = self._tabs[key] = Tab(count, tuple(leases), route, request_class, rung, until_s)
+        tab = self._tabs[key] = Tab(count, tuple(leases), route, request_class, rung, from_s, until_s)
         return tab
 
     def _current(self, route: RouteEntry, rungs: Sequence[RungEntry] | None) -> tuple[RouteEntry, Sequence[RungEntry] | None]:

@@ -101,17 +101,19 @@ class Waiter:
         return all(lease.free + lease.headroom_nusd >= self.cheapest_nusd for lease in self.leases)
 
     def scraps(self) -> dict[str, int] | None:
-        """A rung that serves nothing yet: all that the keeper has left, where nobody else holds any of it.
+        """A rung that serves nothing yet: all that the keeper has left of what is short, where nobody else holds any of it.
 
         With the last of an account in one place, the next settlement serves the first who waits at once, and not after a
         message, while everybody else sees money that nobody takes. Once it is here it is not asked for again: what a ticket
-        earmarks is not recalled, though it may serve somebody elsewhere.
+        earmarks is not recalled, though it may serve somebody elsewhere. Of an account that is not short nothing is taken: a
+        part of it may be what is missing to somebody who needs that account alone.
         """
-        if not all(lease.sole for lease in self.leases) or self.could_be_granted():
+        if not all(lease.sole for lease in self.leases):
             return None
-        if not any(lease.headroom_nusd for lease in self.leases if lease.free < self.cheapest_nusd):
+        short = [lease for lease in self.leases if lease.free + lease.headroom_nusd < self.cheapest_nusd]
+        if not any(lease.headroom_nusd for lease in short):
             return None
-        return {lease.account: min(self.cheapest_nusd, lease.free + lease.headroom_nusd) for lease in self.leases}
+        return {lease.account: lease.free + lease.headroom_nusd for lease in short}
 
 
 class Queue:
