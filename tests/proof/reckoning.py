@@ -109,10 +109,11 @@ async def _compare(world: World) -> None:
         hard = name in truth.ceilings
         unseen = sum(each.unseen for each in truth.promises if name in each.accounts)
         truth.tally.excess_nusd += sum(each.excess for each in truth.promises if name in each.accounts)
-        if hard and bill > truth.ceilings[name].allowed + balance.excess_nusd + unseen:
+        beyond = truth.beyond(name, balance.excess_nusd)
+        if hard and bill > truth.ceilings[name].allowed + beyond + unseen:
             raise Violation(
                 f"over: the bill of {name} is {bill} nUSD, allowed are {truth.ceilings[name].allowed}, and "
-                f"{balance.excess_nusd} that are recorded as excess, and {unseen} that nobody could see"
+                f"{beyond} that are recorded as excess, and {unseen} that nobody could see"
             )
         known = balance.spent_nusd + balance.unreconciled_nusd + balance.awaited_nusd
         known += unseen + truth.unheard_of.get(name, 0)

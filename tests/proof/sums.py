@@ -34,7 +34,9 @@ class Sums:
     committed: int
     """All that may have been spent of it."""
     granted: int
-    """What has been given out of it, less what an upstream took beyond; without openings, and without what is only feared."""
+    """What has been given out of it; without openings, and without what is only feared."""
+    excess: int
+    """The part that an upstream took beyond what was given out."""
     leases: list[Lease] = field(default_factory=list)
 
 
@@ -48,12 +50,13 @@ class Reader:
         """By account."""
         found = {}
         for name, limit, end_s, opening, consumed, excess, awaited, unaccounted in self._connection.execute(_ACCOUNTS):
-            found[name] = Sums(limit, end_s, opening + consumed + awaited + unaccounted, consumed - excess)
+            found[name] = Sums(limit, end_s, opening + consumed + awaited + unaccounted, consumed, excess)
         for name, instance, state, held, consumed, reserved, excess in self._connection.execute(_LEASES):
             account, lease = found[name], Lease(instance, state == "open", held, consumed, reserved)
             account.leases.append(lease)
             account.committed += lease.committed
-            account.granted += (lease.committed if lease.is_open else consumed) - excess
+            account.granted += lease.committed if lease.is_open else consumed
+            account.excess += excess
         return found
 
     def close(self) -> None:

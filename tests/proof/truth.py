@@ -118,6 +118,10 @@ class Truth:
         self.ceilings: dict[str, Ceiling] = {}
         self.exceeds = False
         """The upstream does not obey max_tokens."""
+        self.excess: dict[str, int] = {}
+        """By account: what it took beyond the worst cases."""
+        self.put_back = False
+        """An older ledger has come back: what was excess before cannot be told apart in it."""
         self.softened: set[str] = set()
         """Accounts that were hard: nothing is claimed of them until they are hard again, everywhere."""
         self.unheard_of: dict[str, int] = {}
@@ -211,6 +215,8 @@ class Truth:
         if nusd > promise.amount and not self.exceeds:
             raise self.violated(f"over: the upstream billed {nusd} nUSD, reserved were {promise.amount}")
         self._move(promise, was)
+        for account in promise.accounts if promise.excess else ():
+            self.excess[account] = self.excess.get(account, 0) + promise.excess
 
     def settled(self, host: "Host", hold: Hold, usage: Usage | None, cost: int) -> None:
         promise = self._by_hold[id(hold)]
@@ -295,10 +301,13 @@ class Truth:
                 raise self.violated(
                     f"lost: {name} may come to {self.worth[name]} nUSD, the ledger knows of {account.committed}: {account}"
                 )
-            if account.granted - believed.get(name, 0) > ceiling.allowed:
-                raise self.violated(
-                    f"over: the ledger has granted {account.granted} nUSD, allowed are {ceiling.allowed}: {account}"
-                )
+            allowed = ceiling.allowed + self.beyond(name, account.excess)
+            if account.granted - believed.get(name, 0) > allowed:
+                raise self.violated(f"over: the ledger has granted {account.granted} nUSD, allowed are {allowed}: {account}")
+
+    def beyond(self, account: str, recorded: int) -> int:
+        """By how much the upstream's excess may have pushed it over."""
+        return max(recorded, self.excess.get(account, 0)) if self.put_back else recorded
 
     # Refusals -----------------------------------------------------------------------------------------------------------
 

@@ -253,7 +253,7 @@ class World:
         """The newest backup but for the last is put in the ledger's place."""
         await self.kill_keepers()
         put_back(self.path, self.chance.choice(self.backups))
-        self.put_back = True
+        self.put_back = self.truth.put_back = True
         await self.start_keeper(older=True)
 
     # Looks
