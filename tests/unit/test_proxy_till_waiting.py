@@ -518,7 +518,7 @@ def test_the_last_of_an_account_is_gathered_where_it_is_waited_for(tmp_path: Pat
 
 
 def test_only_what_is_short_is_gathered(tmp_path: Path) -> None:
-    """Of the budget of all, a part would wait here for the other budget's money, and be missing to a route that needs no other."""
+    """A part of the budget of all would wait here for the other budget's money, and be missing to who needs no other."""
 
     async def main() -> None:
         routes = [route(budgets=("shop/team", "shop/all")), route("shop/batch", budgets=("shop/all",))]
