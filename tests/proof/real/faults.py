@@ -79,6 +79,9 @@ class Faults:
                 lambda: (self.lose_log, (self._place(), "boot", self._seconds(0.1, 4.0))),
             ]
         drawn = [each() for each in chance.sample(kinds, chance.choice((2, 3, 4, 6)))]
+        if any(what == self.delete for what, _ in drawn):
+            # A budget that is made anew is enforced only when whoever is lost is known to be: that takes longer than all else.
+            drawn = [(what, numbers) for what, numbers in drawn if what != self.lose_log]
         if schedule.broken:
             drawn = [(self.put_back, (6.0,))]
         if schedule.apart:
