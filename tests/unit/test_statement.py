@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepdown.budget.account import Balance, Binding
@@ -124,6 +124,7 @@ ROUTES = ("shop/a", "shop/b", "lab/c", "lab/free")
 BUDGETS = {"shop/team": ("shop/a", "shop/b"), "lab/team": ("lab/c",)}
 
 
+@settings(max_examples=60)
 @given(ops, st.lists(st.sampled_from(BY), unique=True, min_size=1))
 def test_every_statement_adds_up_to_what_the_budgets_say(steps: Sequence[Op], by: list[str]) -> None:
     """To the nano-dollar, whatever became of the proxies and by whatever it is broken down."""
