@@ -16,6 +16,7 @@ from stepdown.ledger import Ledger
 from stepdown.model.config import account_id
 from stepdown.model.money import usd_to_nusd
 from stepdown.model.sync import Ask, Counter, LeaseReport, SyncRequest
+from tests.postgres import Server
 
 DAY_S = 86_400
 FIRST = 20_727
@@ -261,3 +262,20 @@ def test_a_folder_says_the_purchase_orders_that_an_older_ledger_does_not_know(le
     command = ("statement", "--ledger", ledger, "--month", MONTH, "-o", "json", "--by", "route")
     lines = {line["route"]: line["purchaseOrder"] for line in json.loads(call(*command, "-f", folder).stdout)["lines"]}
     assert (lines["shop/new"], lines["shop/chat"]) == ("4712", "4711")
+
+
+def test_every_report_is_made_of_a_database_as_of_a_file(ledger: Path, postgres: Server) -> None:
+    """Who moved the ledger into PostgreSQL must go on seeing what is spent; and no password belongs on a command line."""
+    url = postgres.database()
+    moved = call("ledger", "import", ledger, url)
+    assert moved.exit_code == 0, moved.output
+    of_file = call("statement", "--ledger", ledger, "--month", MONTH, "-o", "json").stdout
+    assert call("statement", "--ledger", url, "--month", MONTH, "-o", "json").stdout == of_file
+    month = call("report", "month", "--ledger", url, "--month", MONTH, "-o", "json")
+    assert json.loads(month.stdout)["total"]["costUSD"] == "10.00"
+    file = ledger.parent / "bill.csv"
+    file.write_text(BILL)
+    settled = call("reconcile", "--ledger", url, "--invoice", file, "--month", MONTH)
+    assert (settled.exit_code, settled.stdout) == (0, RECONCILED), settled.output
+    refused = call("statement", "--ledger", "postgresql://stepdown:secret@db/ledger", "--month", MONTH)
+    assert refused.exit_code == 2 and "a password on the command line" in " ".join(refused.stderr.split())

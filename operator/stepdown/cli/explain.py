@@ -4,6 +4,7 @@ Of the cluster, or with -f of a folder: the same plan is made of both.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,7 +42,7 @@ CLASSES = ("default", "critical", "background")
 def explain(
     route: str,
     roots: tuple[str, ...],
-    ledger_file: str | None,
+    ledger_file: str | Path | None,
     proxy: str | None,
     request_class: str | None,
     reach: Reach,
@@ -73,7 +74,7 @@ def explain(
         _print(found, classes, plan)
 
 
-def _route_in_folder(roots: tuple[str, ...], ledger_file: str | None, proxy: str, name: str) -> "tuple[Plan, RoutePlan]":
+def _route_in_folder(roots: tuple[str, ...], ledger_file: str | Path | None, proxy: str, name: str) -> "tuple[Plan, RoutePlan]":
     from stepdown.cli.folder import ledger_view, read_folder
     from stepdown.plan.plan import make_plan
     from stepdown.sync.clock import now_s

@@ -37,7 +37,7 @@ def read_folder(
     return gathered
 
 
-def ledger_view(ledger_file: str | None, now_s: float) -> "LedgerView":
+def ledger_view(ledger_file: str | Path | None, now_s: float) -> "LedgerView":
     """What the ledger knows: of the file that was named, or of ./stepdown.db where there is one; else of an untouched one."""
     from stepdown.cli.ledger import DEFAULT_FILE, reading
     from stepdown.plan.world import LedgerView
@@ -45,5 +45,5 @@ def ledger_view(ledger_file: str | None, now_s: float) -> "LedgerView":
 
     if ledger_file is None and not Path(DEFAULT_FILE).exists():
         return LedgerView()
-    with reading(Path(ledger_file or DEFAULT_FILE)) as ledger:
+    with reading(ledger_file or Path(DEFAULT_FILE)) as ledger:
         return view(ledger, now_s)

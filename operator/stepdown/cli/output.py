@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from stepdown.cli.place import LedgerPlace
+
 Format = Literal["table", "json", "yaml"]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,9 +40,9 @@ proxy_option: Callable[[F], F] = click.option(
 ledger_option: Callable[[F], F] = click.option(
     "--ledger",
     "ledger_file",
-    type=click.Path(dir_okay=False),
+    type=LedgerPlace(),
     default=None,
-    metavar="FILE",
+    metavar="FILE|URL",
     help="With -f: the ledger to read spend from. [default: ./stepdown.db where it exists]",
 )
 

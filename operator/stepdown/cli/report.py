@@ -15,6 +15,7 @@ import click
 from stepdown.cli.cluster import Reach, asked, cluster_options, note
 from stepdown.cli.errors import CommandError
 from stepdown.cli.output import Format, month_days, output_option, print_machine, print_table
+from stepdown.cli.place import LedgerPlace, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +33,8 @@ BY = ("namespace", "route", "model", "class", "day")
 _ledger_option: "Callable[[Any], Any]" = click.option(
     "--ledger",
     "ledger_file",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
+    type=LedgerPlace(),
+    metavar="FILE|URL",
     help="Report this ledger's traffic. It may be in use.",
 )
 _month_option: "Callable[[Any], Any]" = click.option("--month", metavar="YYYY-MM", help="In UTC. [default: this month]")
@@ -61,7 +62,7 @@ def report() -> None:
 @cluster_options(everywhere=True)
 def savings(
     output: Format,
-    ledger_file: str | None,
+    ledger_file: str | Path | None,
     month: str | None,
     baseline: str,
     model: str | None,
@@ -94,7 +95,7 @@ def savings(
     "--by", type=click.Choice(BY), multiple=True, default=("route", "model"), help="A row for each. [default: route, model]"
 )
 @cluster_options(everywhere=True)
-def month_report(output: Format, ledger_file: str | None, month: str | None, by: tuple[str, ...], reach: Reach) -> None:
+def month_report(output: Format, ledger_file: str | Path | None, month: str | None, by: tuple[str, ...], reach: Reach) -> None:
     """What a month has cost so far, by route and model or by whatever --by says.
 
     Of a cluster's traffic, or with --ledger of a ledger's. --by may be given several times.
@@ -115,7 +116,7 @@ class Found:
     catalogs: "tuple[ModelCatalog, ...]" = ()
 
 
-def _gather(ledger_file: str | None, month: str | None, reach: Reach, *, catalogs: bool = False) -> Found:
+def _gather(ledger_file: str | Path | None, month: str | None, reach: Reach, *, catalogs: bool = False) -> Found:
     from stepdown.cli.ledger import reading
     from stepdown.sync.clock import now_s
 
@@ -125,10 +126,10 @@ def _gather(ledger_file: str | None, month: str | None, reach: Reach, *, catalog
         return asked(reach, lambda cluster: _of_cluster(cluster, reach, month, (first, last), catalogs))
     if reach.written:
         raise click.UsageError(
-            "--ledger reads a file, and the options of a cluster have no meaning there: leave out one of them."
+            "--ledger is no cluster, and the options of a cluster have no meaning there: leave out one of them."
         )
-    with reading(Path(ledger_file)) as ledger:
-        return Found(ledger.counters(first, last, by_day=True), month, ledger_file)
+    with reading(ledger_file) as ledger:
+        return Found(ledger.counters(first, last, by_day=True), month, shown(ledger_file))
 
 
 async def _of_cluster(cluster: "Cluster", reach: Reach, month: str, days: tuple[int, int], catalogs: bool) -> Found:

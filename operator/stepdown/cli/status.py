@@ -40,7 +40,7 @@ _CONDITION = re.compile(r'\.status\.conditions\[\?\(@\.type=="(\w+)"\)\]\.(\w+)'
 @proxy_option
 @cluster_options(everywhere=True)
 @output_option
-def status(roots: tuple[str, ...], ledger_file: str | None, proxy: str | None, reach: Reach, output: Format) -> None:
+def status(roots: tuple[str, ...], ledger_file: str | Path | None, proxy: str | None, reach: Reach, output: Format) -> None:
     """Show what is in force and what is spent.
 
     Of the cluster: what `kubectl get` shows, with the money as it is at this moment. With -f of a folder, whose ledger may be
@@ -69,7 +69,7 @@ def status(roots: tuple[str, ...], ledger_file: str | None, proxy: str | None, r
             _print_money(title, mine)
 
 
-def _from_folder(roots: tuple[str, ...], ledger_file: str | None, proxy: str) -> list[dict[str, Any]]:
+def _from_folder(roots: tuple[str, ...], ledger_file: str | Path | None, proxy: str) -> list[dict[str, Any]]:
     from stepdown.cli.folder import ledger_view, read_folder
     from stepdown.sync.clock import now_s
 
