@@ -23,7 +23,7 @@ from stepdown.budget.statement import outermost
 from stepdown.ledger import closing, store, terms
 from stepdown.ledger.binding import DAY_S
 from stepdown.ledger.errors import LedgerRefused
-from stepdown.ledger.lease import Account
+from stepdown.ledger.lease import Account, Lease
 from stepdown.ledger.schema import accounts, bindings, counters, instances, leases, meta, names
 from stepdown.ledger.store import Instance
 
@@ -128,17 +128,8 @@ def read(connection: sa.Connection) -> dict[str, Known]:
     return {row.name.removeprefix(PREFIX): Known(**json.loads(row.value)) for row in rows}
 
 
-def charged(connection: sa.Connection, loaded: Iterable[Account]) -> dict[int, int]:
-    """By account: what invoices of whatever month have charged to it."""
-    select = sa.select(instances.c.id).where(instances.c.fleet == "", instances.c.id != 0)
-    mine = set(connection.execute(select).scalars())
-    return (
-        {each.id: sum(lease.consumed for key, lease in each.leases.items() if key in mine) for each in loaded} if mine else {}
-    )
-
-
-def invoiced(connection: sa.Connection, loaded: Iterable[Account]) -> dict[int, Invoiced]:
-    """By account: what the invoice of the month for which its period stands has come to."""
+def invoiced(connection: sa.Connection, loaded: Iterable[Account]) -> dict[int, tuple[int, Invoiced | None]]:
+    """By account: what invoices of whatever month have charged to it, and what that of its own month has come to."""
     known = read(connection)
     if not known:
         return {}
@@ -146,25 +137,27 @@ def invoiced(connection: sa.Connection, loaded: Iterable[Account]) -> dict[int, 
     numbers = {row.name.removeprefix(PREFIX): row.id for row in connection.execute(select)}
     found = {}
     for account in loaded:
+        charged = sum(account.leases[number].consumed for number in numbers.values() if number in account.leases)
         month = month_of(account.start_s, account.end_s, "UTC")
-        if (invoice := known.get(month)) is None:
-            continue
-        lease = account.leases.get(numbers.get(month, 0))
-        spent, kept = (lease.consumed, lease.committed - lease.consumed) if lease is not None else (0, 0)
-        released = lease.returned if lease is not None else 0
-        found[account.id] = Invoiced(
-            month=month,
-            through=day_text(invoice.through_day),
-            billed_nusd=invoice.billed_nusd,
-            metered_nusd=invoice.metered_nusd,
-            excess_nusd=invoice.excess_nusd,
-            short_nusd=invoice.short_nusd,
-            slack_nusd=invoice.slack_nusd,
-            charged_nusd=spent,
-            kept_nusd=kept,
-            released_nusd=released,
-        )
+        own = _own(known[month], month, account.leases.get(numbers.get(month, 0))) if month in known else None
+        found[account.id] = (charged, own)
     return found
+
+
+def _own(invoice: Known, month: str, lease: Lease | None) -> Invoiced:
+    """`lease`: what the account held and the invoice has divided; None: it held nothing."""
+    return Invoiced(
+        month=month,
+        through=day_text(invoice.through_day),
+        billed_nusd=invoice.billed_nusd,
+        metered_nusd=invoice.metered_nusd,
+        excess_nusd=invoice.excess_nusd,
+        short_nusd=invoice.short_nusd,
+        slack_nusd=invoice.slack_nusd,
+        charged_nusd=lease.consumed if lease is not None else 0,
+        kept_nusd=lease.committed - lease.consumed if lease is not None else 0,
+        released_nusd=lease.returned if lease is not None else 0,
+    )
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------

@@ -46,17 +46,13 @@ def balances(connection: sa.Connection, now_s: float, *, ended: bool) -> dict[st
     instances = store.load_instances(connection, state="open")
     newest = binding.newest_by_shard(connection)
     overruns = traffic.exceeded(connection)
-    charged = settlement.charged(connection, everything.values())
     invoices = settlement.invoiced(connection, everything.values())
-    return {
-        each.name: replace(
-            _balance(each, newest.get(each.id, {}), instances.values()),
-            overruns=overruns.get(each.id, ()),
-            invoiced_nusd=charged.get(each.id, 0),
-            invoice=invoices.get(each.id),
-        )
-        for each in everything.values()
-    }
+    found = {}
+    for each in everything.values():
+        charged, invoice = invoices.get(each.id, (0, None))
+        balance = _balance(each, newest.get(each.id, {}), instances.values())
+        found[each.name] = replace(balance, overruns=overruns.get(each.id, ()), invoiced_nusd=charged, invoice=invoice)
+    return found
 
 
 def account_books(connection: sa.Connection, since_day: int, until_day: int, now_s: float) -> tuple[AccountBooks, ...]:
