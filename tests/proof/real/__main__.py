@@ -223,6 +223,7 @@ def _verdict(tallies: list[Tally]) -> int:
 
 def _failed(played: Played, given: _Given) -> int:
     options = f" --broken '{given.broken}'" if given.broken else ""
+    options += " (as root)" if given.privileged else " (as now, not as root)"  # a seed has other faults there
     why = played.false or f"could not be played: {played.broke}"
     print(played.story)
     print(f"what its processes said is in {played.folder}")
