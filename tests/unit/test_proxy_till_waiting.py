@@ -560,6 +560,26 @@ def test_what_was_gathered_is_not_asked_for_again(tmp_path: Path) -> None:
     run(main())
 
 
+def test_what_was_recalled_is_not_gathered_at_once_again(tmp_path: Path) -> None:
+    """Two proxies would take the last of a budget from each other, and who it serves would find none of it when he asks."""
+
+    async def main() -> None:
+        async with proxy_with(tmp_path, BIG + SMALL - 1) as proxy:
+            hold = await get(proxy)
+            waiting = later(proxy)
+            await asyncio.sleep(0.3)
+            assert lease(proxy).free == SMALL - 1
+            proxy.keeper.recall[TEAM] = SMALL - 1
+            await asyncio.sleep(0.5)
+            assert lease(proxy).free == 0, "it stays with the keeper for a while"
+            await asyncio.sleep(1.0)
+            assert lease(proxy).free == SMALL - 1, "nobody has come for it"
+            pay(proxy, hold, BIG - 1)
+            await waiting
+
+    run(main())
+
+
 def test_a_keeper_that_may_not_grant_is_not_flooded(tmp_path: Path) -> None:
     """While the witness cannot be raised it says "not now" and shows money: every proxy would ask as fast as it answers."""
 

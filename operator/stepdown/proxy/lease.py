@@ -36,6 +36,7 @@ class Lease:
         "hard",
         "limit_nusd",
         "rate_nusd_s",
+        "recalled_s",
         "returned",
         "seen_taken",
         "sole",
@@ -64,6 +65,8 @@ class Lease:
         self.committed_nusd = 0
         self.sole = False
         """Nobody else held any of the account's money that is not spent yet, as of the keeper's last answer."""
+        self.recalled_s = float("-inf")
+        """When the keeper last wanted some of it back, in seconds since boot: somebody waits for it elsewhere."""
         self.rate_nusd_s = 0.0
         self.expected_nusd_s = 0.0
         """Before its period begins: the rate of the period before."""

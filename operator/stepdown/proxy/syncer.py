@@ -297,6 +297,8 @@ class Syncer:
         """Recalls: what no request has reserved goes back, logged before it is said."""
         for grant in answer.leases:
             lease = self._till.books.lease(grant.account)
+            if grant.recall:
+                lease.recalled_s = self._clock.boot_s()
             back_nusd = min(grant.recall, lease.free)
             if back_nusd > 0 and self._return(lease, lease.returned + back_nusd):
                 self._wake.set()

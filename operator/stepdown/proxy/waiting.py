@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 POLL_S: Final = 0.2
 """How often a request that waits for money from elsewhere asks again."""
+YIELD_S: Final = 1.0
+"""How long what was recalled is left to whoever waits for it elsewhere: he asks several times in it."""
 _AGAIN_S: Final = 0.02
 """How soon it asks again when there is reason to."""
 MAX_ASKS: Final = 512
@@ -100,18 +102,19 @@ class Waiter:
         """Whether, as far as is known, the keeper could make its cheapest rung fit now."""
         return all(lease.free + lease.headroom_nusd >= self.cheapest_nusd for lease in self.leases)
 
-    def scraps(self) -> dict[str, int] | None:
+    def scraps(self, boot_s: float) -> dict[str, int] | None:
         """A rung that serves nothing yet: all that the keeper has left of what is short, where nobody else holds any of it.
 
         With the last of an account in one place, the next settlement serves the first who waits at once, and not after a
         message, while everybody else sees money that nobody takes. Once it is here it is not asked for again: what a ticket
         earmarks is not recalled, though it may serve somebody elsewhere. Of an account that is not short nothing is taken: a
-        part of it may be what is missing to somebody who needs that account alone.
+        part of it may be what is missing to somebody who needs that account alone. And nothing is gathered of what was just
+        given back for somebody elsewhere: it would be gone again before he asks.
         """
         if not all(lease.sole for lease in self.leases):
             return None
         short = [lease for lease in self.leases if lease.free + lease.headroom_nusd < self.cheapest_nusd]
-        if not any(lease.headroom_nusd for lease in short):
+        if not any(lease.headroom_nusd for lease in short) or any(boot_s < lease.recalled_s + YIELD_S for lease in short):
             return None
         return {lease.account: lease.free + lease.headroom_nusd for lease in short}
 
@@ -193,7 +196,7 @@ class Queue:
                 self._next_ask += 1
                 self._by_ask[waiter.ask_id] = waiter
             rungs = [{lease.account: offer.amount_nusd for lease in offer.tab.hard} for offer in waiter.offers]
-            if gathered.isdisjoint(waiter.leases) and (scraps := waiter.scraps()) is not None:
+            if gathered.isdisjoint(waiter.leases) and (scraps := waiter.scraps(boot_s)) is not None:
                 rungs.append(scraps)
             gathered.update(waiter.leases)
             asks.append(Ask(id=waiter.ask_id, rungs=tuple(rungs)))
