@@ -23,7 +23,7 @@ PROXY = {
 }
 
 
-def run(scene: Coroutine[Any, Any, None], timeout_s: float = 100.0) -> None:
+def run(scene: Coroutine[Any, Any, None], timeout_s: float = 240.0) -> None:
     async def limited() -> None:
         async with asyncio.timeout(timeout_s):
             await scene
@@ -37,7 +37,7 @@ def install(cluster: DevCluster) -> None:
     cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
 
 
-async def eventually(true: Callable[[], Any], what: str, timeout_s: float = 20.0) -> float:
+async def eventually(true: Callable[[], Any], what: str, timeout_s: float = 60.0) -> float:
     """Waits; returns the seconds that it took."""
     began_s = time.monotonic()
     while not true():

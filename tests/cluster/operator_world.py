@@ -30,7 +30,7 @@ Object = dict[str, Any]
 CRDS = Path(__file__).parents[2] / "crds"
 MANIFESTS = Path(__file__).parents[2] / "manifests" / "base"
 KIND = {kind.kind: kind for kind in OURS}
-WAIT_S = 30.0
+WAIT_S = 90.0
 """How long a failing test waits."""
 
 

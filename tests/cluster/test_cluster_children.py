@@ -32,7 +32,7 @@ async def versions(made: Fleet) -> dict[str, str]:
     return found
 
 
-async def until(made: Fleet, kind: KindRef, name: str, true: Callable[[Any], bool], what: str, timeout_s: float = 20.0) -> Any:
+async def until(made: Fleet, kind: KindRef, name: str, true: Callable[[Any], bool], what: str, timeout_s: float = 60.0) -> Any:
     """Waits for an object (None while it is not there) to be so."""
     began_s = time.monotonic()
     while True:

@@ -99,7 +99,7 @@ def never_two(candidates: list[Candidate]) -> None:
         assert one == other or end_s < begin_s, f"{one} led until {end_s}, {other} from {begin_s}"
 
 
-async def leader(candidates: list[Candidate], *, but: Candidate | None = None, timeout_s: float = 30.0) -> Candidate:
+async def leader(candidates: list[Candidate], *, but: Candidate | None = None, timeout_s: float = 60.0) -> Candidate:
     await eventually(lambda: any(each.leads for each in candidates if each is not but), "somebody leads", timeout_s)
     return next(each for each in candidates if each is not but and each.leads)
 

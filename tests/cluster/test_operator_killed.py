@@ -67,7 +67,7 @@ def _child(raw: Object) -> Object:
 
 _COUNTED = ("lastTransitionTime", "since", "forecast", "observedGeneration")
 """What goes by the clock, or by how often an object was changed before."""
-_PODS = ("replicas", "readyReplicas", "updatedReplicas", "summary", "message")
+_PODS = ("replicas", "readyReplicas", "updatedReplicas", "selector", "summary", "message")
 """What of a RoutingProxy's status tells of its pods, which others make, and is written ten seconds after the rest."""
 
 

@@ -21,13 +21,13 @@ def here(own_cluster: ControlPlane, tmp_path: Path) -> Iterator[World]:
 
 def test_an_operator_that_was_there_before_its_crds_says_so_and_begins_when_they_come(here: World) -> None:
     operator = here.operator().launch()
-    line = operator.wait_for("install the CRDs")
-    assert "there is no ModelRoute in the API server yet" in line
+    line = operator.wait_for("there is no ModelRoute in the API server yet")
+    assert "install the CRDs" in line
     assert operator.get("/healthz")[0] == 200
     assert operator.get("/readyz") == (503, "not everything has been listed yet\n")
     assert operator.stop() == 0, "nor does a rollout wait for them"
     operator = here.operator().launch()
-    operator.wait_for("install the CRDs")
+    operator.wait_for("there is no ModelRoute in the API server yet")
     install(here.cluster)
     operator.wait_for('"event": "ready"')
     assert operator.get("/readyz")[0] == 200

@@ -189,7 +189,9 @@ def test_tokens_of_somebody_else(cluster: DevCluster, namespace: str, tmp_path: 
                     await made.sync(tmp_path / "pod", token, name=name)
             del made.operator.fleets[f"{namespace}/web"]
             with pytest.raises(SyncUnavailable, match=r"answered 403.*there is no RoutingProxy"):
-                await made.sync(tmp_path / "pod", mine)
+                await made.sync(tmp_path / "pod", made.token(made.pods[1]))
+            farewell = await made.sync(tmp_path / "pod", mine)
+            assert (farewell.fleet, farewell.shards) == (None, ()), "it may settle up, and gets nothing"
 
     run(work())
 
