@@ -27,6 +27,8 @@ from stepdown.ledger.views import InstanceView
 from stepdown.model.sync import Counter, SyncAnswer, SyncRequest
 
 _SEEN, _REVISION = "seen_s", "revision"
+LOOK_S = 1.0
+"""How often it is looked who has been silent for longer than its leases live."""
 _NEVER = -1
 """An epoch that nobody has."""
 
@@ -60,7 +62,7 @@ class Ledger:
         self._published = Published()
         self._epoch = self._turn = 0
         self._marks: Marks | None = None
-        self._began_s = 0.0
+        self._began_s = self._look_s = 0.0
         self._awaiting = False
         self._lost = False
         self.revision = 0
@@ -266,7 +268,9 @@ class Ledger:
         lost = self._lost and not terms.accepted(connection)
         if lost != self._lost:
             self._reopen(lost=lost)
-        store.mark_lost(connection, now_s, self._began_s)
+        if now_s >= self._look_s:
+            store.mark_lost(connection, now_s, self._began_s)
+            self._look_s = now_s + LOOK_S
         awaiting = self._awaiting
         for part in _rounds(batch):
             round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)

@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.types.numeric import Int8Dumper
 
 from stepdown.ledger import errors, schema
 from stepdown.ledger.deadline import Deadline
@@ -122,6 +123,8 @@ class PostgresDatabase:
             ) from error
 
     def _begin_session(self, connection: psycopg.Connection[Any], record: object) -> None:
+        # Whatever its value: else each statement would be prepared for each mixture of small and large numbers.
+        connection.adapters.register_dumper(int, Int8Dumper)
         connection.autocommit = True
         connection.execute(_SESSION.format(lock_ms=LOCK_MS, statement_ms=self._statement_ms, idle_ms=IDLE_MS))
         connection.autocommit = False

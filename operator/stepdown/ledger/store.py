@@ -7,10 +7,12 @@ was read. No statement here is SQLite's alone.
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
+from stepdown.ledger.bulk import put
 from stepdown.ledger.lease import Account, Lease, start_of
 from stepdown.ledger.schema import accounts, instances, leases, meta, names, tickets
 
@@ -21,6 +23,7 @@ UNKNOWN_PERIOD_S = 31 * 86_400
 """How long a period is whose end nobody has said."""
 
 _LEASE = ("granted", "returned", "consumed", "estimated", "reserved", "excess", "want")
+_TICKET = ("instance", "ask", "rung")
 _TOTALS = (
     "opening",
     "closed_consumed",
@@ -36,14 +39,15 @@ _ACCOUNT = [accounts.c[name] for name in (*_PLAIN, *_TOTALS)]
 # What each sync runs is built once: to build a statement takes longer than SQLite takes to run it.
 _ANY_OF: sa.BindParameter[Any] = sa.bindparam("any_of", expanding=True)
 _INSTANCES_NAMED = sa.select(instances).where(instances.c.name.in_(_ANY_OF))
-_SAVE_INSTANCE = instances.update().where(instances.c.id == sa.bindparam("key"))
-_ACCOUNTS_NAMED = sa.select(*_ACCOUNT).where(accounts.c.name.in_(_ANY_OF))
-_ACCOUNTS_AT = sa.select(*_ACCOUNT).where(accounts.c.id.in_(sa.select(leases.c.account).where(leases.c.instance.in_(_ANY_OF))))
+_HELD = sa.select(leases.c.account).where(leases.c.instance.in_(sa.bindparam("at", expanding=True)))
+_ACCOUNTS_OF = sa.union(
+    sa.select(*_ACCOUNT).where(accounts.c.name.in_(sa.bindparam("named", expanding=True))),
+    sa.select(*_ACCOUNT).where(accounts.c.id.in_(_HELD)),
+)
+"""By two indexes, and one question."""
 _LEASES = sa.select(leases, instances.c.state).join(instances, instances.c.id == leases.c.instance)
 _LEASES_OF = _LEASES.where(leases.c.account.in_(_ANY_OF))
 _SAVE_TOTALS = accounts.update().where(accounts.c.id == sa.bindparam("key"))
-_NEW_LEASE = leases.insert()
-_SAVE_LEASE = leases.update().where(leases.c.account == sa.bindparam("a"), leases.c.instance == sa.bindparam("i"))
 _LIFE_S = instances.c.horizon_s + instances.c.longest_s
 _MARK_LOST = (
     instances.update()
@@ -55,8 +59,7 @@ _MARK_LOST = (
     .values(state="lost")
 )
 _TICKETS_OF = sa.select(tickets).where(tickets.c.instance.in_(_ANY_OF))
-_NEW_TICKET = tickets.insert()
-_GONE_TICKET = tickets.delete().where(tickets.c.instance == sa.bindparam("i"), tickets.c.ask == sa.bindparam("a"))
+_GONE_TICKETS = tickets.delete().where(tickets.c.instance == sa.bindparam("of"), tickets.c.ask.in_(_ANY_OF))
 _META = sa.select(meta.c.value).where(meta.c.name == sa.bindparam("of"))
 
 
@@ -120,9 +123,9 @@ def create_instance(connection: sa.Connection, name: str, fleet: str, now_s: flo
 
 
 def save_instances(connection: sa.Connection, changed: Iterable[Instance]) -> None:
-    rows = [{"key": each.id, **_instance_row(each)} for each in changed]
+    rows = [{"id": each.id, **_instance_row(each)} for each in changed]
     if rows:
-        connection.execute(_SAVE_INSTANCE, rows)
+        put(connection, instances, tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
 def _instance_row(each: Instance) -> dict[str, object]:
@@ -168,10 +171,8 @@ def _accounts(rows: Iterable[Any]) -> dict[int, Account]:
 def load_named(connection: sa.Connection, wanted: Collection[str], at: Collection[int]) -> dict[str, Account]:
     """Accounts by name, and all in which one of these instances has a lease; with every lease of each."""
     found: dict[int, Account] = {}
-    for names_ in chunks(wanted):
-        found |= _accounts(connection.execute(_ACCOUNTS_NAMED, {"any_of": names_}))
-    for instances_ in chunks(at):
-        found |= _accounts(connection.execute(_ACCOUNTS_AT, {"any_of": instances_}))
+    for named, there in zip_longest(chunks(wanted), chunks(at), fillvalue=()):
+        found |= _accounts(connection.execute(_ACCOUNTS_OF, {"named": named, "at": there}))
     load_leases(connection, found)
     return {account.name: account for account in found.values()}
 
@@ -202,25 +203,20 @@ def create_stub(connection: sa.Connection, name: str) -> Account:
 
 def save_accounts(connection: sa.Connection, changed: Iterable[Account]) -> None:
     """Writes the totals and leases that differ from what was read."""
-    totals, new, old = [], [], []
+    totals: list[dict[str, int]] = []
+    rows: list[tuple[int, ...]] = []
     for account in changed:
         if account.totals != account.stored:
             totals.append({"key": account.id, **dict(zip(_TOTALS, account.totals, strict=True))})
             account.stored = account.totals
         for lease in account.leases.values():
             numbers = lease.numbers
-            if lease.stored is None:
-                if any(numbers):
-                    new.append({"account": account.id, "instance": lease.instance, **dict(zip(_LEASE, numbers, strict=True))})
-            elif lease.stored != numbers:
-                old.append({"a": account.id, "i": lease.instance, **dict(zip(_LEASE, numbers, strict=True))})
+            if lease.stored != numbers and (lease.stored is not None or any(numbers)):
+                rows.append((account.id, lease.instance, *numbers))
             lease.stored = numbers
     if totals:
         connection.execute(_SAVE_TOTALS, totals)
-    if new:
-        connection.execute(_NEW_LEASE, new)
-    if old:
-        connection.execute(_SAVE_LEASE, old)
+    put(connection, leases, ("account", "instance", *_LEASE), rows)
 
 
 def drop_leases(connection: sa.Connection, instance: int) -> None:
@@ -241,10 +237,13 @@ def load_tickets(connection: sa.Connection, of: Collection[int]) -> dict[int, di
 
 
 def save_tickets(connection: sa.Connection, new: Sequence[dict[str, int]], gone: Sequence[dict[str, int]]) -> None:
-    if gone:
-        connection.execute(_GONE_TICKET, list(gone))
-    if new:
-        connection.execute(_NEW_TICKET, list(new))
+    by_instance: dict[int, list[int]] = {}
+    for each in gone:
+        by_instance.setdefault(each["i"], []).append(each["a"])
+    for instance, asks in by_instance.items():
+        for part in chunks(asks):
+            connection.execute(_GONE_TICKETS, {"of": instance, "any_of": part})
+    put(connection, tickets, _TICKET, [tuple(each[name] for name in _TICKET) for each in new])
 
 
 # Names and odds and ends ----------------------------------------------------------------------------------------------

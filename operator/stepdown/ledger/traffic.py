@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from stepdown.ledger.bulk import put
 from stepdown.ledger.schema import bindings, counters, overruns
 from stepdown.ledger.schema import names as names_table
 from stepdown.ledger.store import Names, chunks
@@ -34,8 +35,7 @@ _STORED = sa.select(counters).where(
     counters.c.route.in_(sa.bindparam("routes", expanding=True)),
     counters.c.instance.in_(sa.bindparam("instances", expanding=True)),
 )
-_NEW = counters.insert()
-_GROW = counters.update().where(*(counters.c[name] == sa.bindparam(f"k_{name}") for name in KEYS))
+_COLUMNS = (*KEYS, *SUMS)
 
 Key = tuple[int, ...]
 Sums = tuple[int, ...]
@@ -126,19 +126,13 @@ def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
 
 
 def _write(connection: sa.Connection, stored: dict[Key, Sums], wanted: dict[Key, Sums]) -> None:
-    new, old = [], []
+    rows = []
     for key, sums in wanted.items():
         was = stored.get(key)
         larger = _larger(was, sums)
-        if was is None:
-            new.append({**dict(zip(KEYS, key, strict=True)), **dict(zip(SUMS, sums, strict=True))})
-        elif larger != was:
-            this = {f"k_{name}": part for name, part in zip(KEYS, key, strict=True)}
-            old.append({**this, **dict(zip(SUMS, larger, strict=True))})
-    if new:
-        connection.execute(_NEW, new)
-    if old:
-        connection.execute(_GROW, old)
+        if larger != was:
+            rows.append((*key, *larger))
+    put(connection, counters, _COLUMNS, rows)
 
 
 def _larger(one: Sums | None, other: Sums) -> Sums:

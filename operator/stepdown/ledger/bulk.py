@@ -1,0 +1,36 @@
+"""Many rows by one statement: what a message changes is dozens of rows, and each would cost a round trip, or a page of Python.
+
+`store` and `traffic` write by this. A row is there afterwards as it was given, whether it was there before or not. The text is
+the same for both databases but for where its rows come from: PostgreSQL gets the columns as arrays, in one round trip however
+many rows there are; SQLite, which has no round trip, takes row after row.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+
+
+def put(connection: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows of these columns, the primary key among them and no key twice; columns that are not named stay as they are."""
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        arrays = tuple(list(values) for values in zip(*rows, strict=True))
+        connection.exec_driver_sql(_text(table, columns, _unnested(table, columns, connection.dialect)), arrays)
+    else:
+        connection.exec_driver_sql(_text(table, columns, f"VALUES ({', '.join('?' * len(columns))})"), list(rows))
+
+
+@lru_cache(maxsize=64)
+def _text(table: sa.Table, columns: tuple[str, ...], source: str) -> str:
+    keys = [column.name for column in table.primary_key]
+    grown = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in keys)
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) {source} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {grown}"
+
+
+@lru_cache(maxsize=64)
+def _unnested(table: sa.Table, columns: tuple[str, ...], dialect: sa.Dialect) -> str:
+    arrays = (f"%s::{table.c[name].type.compile(dialect)}[]" for name in columns)
+    return f"SELECT * FROM unnest({', '.join(arrays)})"
