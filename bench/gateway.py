@@ -19,9 +19,12 @@ _EXTENSION = "stepdown__mypyc"
 class Gateway:
     """A keeper with a fresh ledger on the load's core, and one proxy on its own core; `folder` keeps their state and logs."""
 
-    def __init__(self, folder: Path, base_url: str, compiled: Path | None = None) -> None:
-        """`compiled`: where the compiled wheel lies unpacked (`make compiled`); None: the checkout is measured."""
-        self._folder, self._base_url, self._compiled = folder, base_url, compiled
+    def __init__(self, folder: Path, base_url: str, compiled: Path | None = None, *, budget: bool = True) -> None:
+        """`compiled`: where the compiled wheel lies unpacked (`make compiled`); None: the checkout is measured.
+
+        `budget`: whether the route has one.
+        """
+        self._folder, self._base_url, self._compiled, self._budget = folder, base_url, compiled, budget
         self.key = f"sd-{secrets.token_hex(32)}"
         self.port = free_port()
 
@@ -33,7 +36,7 @@ class Gateway:
         self._sockets = tempfile.TemporaryDirectory(prefix="stepdown-bench-")
         sock = Path(self._sockets.name) / "sync"
         keeper = ["--socket", str(sock), "--ledger", str(self._folder / "ledger.db"), "--base-url", self._base_url]
-        argv = [sys.executable, "-m", "bench.keeper", *keeper, "--key", self.key]
+        argv = [sys.executable, "-m", "bench.keeper", *keeper, "--key", self.key, *([] if self._budget else ["--unbudgeted"])]
         self._keeper = Process("keeper", argv, LOAD_CORE, self._folder, sock.exists)
         proxy = ["--listen", f"127.0.0.1:{self.port}", "--sync-socket", str(sock), "--state-dir", str(self._folder / "state")]
         argv = [sys.executable, "-m", "stepdown.proxy", *proxy, "--fleet", FLEET, "--key-dir", str(keys)]

@@ -18,11 +18,13 @@ LIMIT_USD = "100000000.00"
 """Hard, and far more than any run can spend: every request is reserved in it, none is refused."""
 
 
-async def keep(socket: Path, ledger: Path, base_url: str, key: str, limit_usd: str, clock: Callable[[], float]) -> None:
+async def keep(
+    socket: Path, ledger: Path, base_url: str, key: str, limit_usd: str, clock: Callable[[], float], *, budget: bool = True
+) -> None:
     service = SyncService(Ledger.open(ledger, create=True), clock)
     key_sha256 = hashlib.sha256(key.encode()).hexdigest()
-    policy = one_route(base_url, usd_to_nusd(limit_usd), clock(), key_sha256=key_sha256)
-    await service.bind([policy.binding])
+    policy = one_route(base_url, usd_to_nusd(limit_usd), clock(), key_sha256=key_sha256, budget=budget)
+    await service.bind([policy.binding] if budget else [])
     service.publish(policy.fleet, {policy.shard.index: policy.shard})
     server = SyncServer(service, socket)
     await server.start()
@@ -41,6 +43,9 @@ if __name__ == "__main__":
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--key", required=True, help="what callers of the route must send")
     parser.add_argument("--limit-usd", default=LIMIT_USD)
-    arguments = parser.parse_args()
+    parser.add_argument("--unbudgeted", action="store_true", help="the route has no budget")
+    given = parser.parse_args()
     clock = time.time  # noqa: TID251 - the edge of a process
-    asyncio.run(keep(arguments.socket, arguments.ledger, arguments.base_url, arguments.key, arguments.limit_usd, clock))
+    asyncio.run(
+        keep(given.socket, given.ledger, given.base_url, given.key, given.limit_usd, clock, budget=not given.unbudgeted)
+    )

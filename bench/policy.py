@@ -40,8 +40,8 @@ class Policy(NamedTuple):
     """Of the account in force; its limit holds for this period."""
 
 
-def one_route(base_url: str, limit_nusd: int, now_s: float, *, key_sha256: str | None = None) -> Policy:
-    """The route `bench` in the fleet's own namespace, on a ladder of two rungs."""
+def one_route(base_url: str, limit_nusd: int, now_s: float, *, key_sha256: str | None = None, budget: bool = True) -> Policy:
+    """The route `bench` in the fleet's own namespace, on a ladder of two rungs; `budget`: whether it is under the one."""
     start_s = int(now_s) // 86_400 * 86_400
     periods = ((start_s, start_s + _PERIOD_S), (start_s + _PERIOD_S, start_s + 2 * _PERIOD_S))
     accounts = tuple(
@@ -52,7 +52,7 @@ def one_route(base_url: str, limit_nusd: int, now_s: float, *, key_sha256: str |
         name=name,
         ladders={"default": Ladder(rungs=tuple(each[0] for each in MODELS))},
         parameters=Parameters(max_tokens=1000, timeout_s=60.0),
-        budgets=(BUDGET,),
+        budgets=(BUDGET,) if budget else (),
         api_key_sha256=None if key_sha256 is None else (key_sha256,),
     )
     shard = Shard(

@@ -29,8 +29,9 @@ LOCKED = "locked"
 class Server:
     """One server; `database()` makes an empty database in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.bin = folder, _binaries()
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        """`durable`: what is committed is on the disk, as in earnest."""
+        self.folder, self.bin, self._durable = folder, _binaries(), durable
         self._as = _as_somebody(folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
@@ -68,7 +69,8 @@ class Server:
 
     def start(self) -> None:
         """Returns when it answers."""
-        options = ("-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}", "-c", "fsync=off")
+        options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}"]
+        options += [] if self._durable else ["-c", "fsync=off"]
         command = [*self._as, f"{self.bin}/postgres", "-D", str(self.folder / "data"), *options]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
