@@ -91,6 +91,16 @@ def test_the_file_with_the_password_goes_with_the_address() -> None:
         assert place.shown(url) == "postgresql://me@db/x"
 
 
+def test_an_address_as_messages_name_it_is_that_of_the_environment(postgres: Server) -> None:
+    """They show no password and no options, and what they tell to run is pasted into the operator's pod."""
+    url = postgres.database()
+    assert call("ledger", "init", STEPDOWN_LEDGER=url).exit_code == 0
+    named = place.shown(url)
+    assert named != url
+    assert call("ledger", "verify", named, STEPDOWN_LEDGER=url).exit_code == 0
+    assert call("ledger", "verify", f"{named}x", STEPDOWN_LEDGER=url).exit_code == 3
+
+
 @pytest.mark.parametrize("given", ["mysql://db/x", ".", ""])
 def test_what_is_no_place_of_a_ledger_is_said_at_once(given: str) -> None:
     with pytest.raises(click.UsageError, match=r"postgresql://USER@HOST/DATABASE"):

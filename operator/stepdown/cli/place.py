@@ -42,6 +42,8 @@ class LedgerPlace(click.ParamType["str | Path"]):
                 param,
                 ctx,
             )
+        if shown(value) == value and shown(os.environ.get(VARIABLE, "")) == value:
+            value = os.environ[VARIABLE]  # As messages name it: it is the one whose password is in the environment.
         return with_password_file(value, os.environ.get(PASSWORD_VARIABLE, ""))
 
 
@@ -61,6 +63,8 @@ def shown(place: "str | Path") -> str:
     """For people: without a password."""
     if isinstance(place, Path):
         return str(place)
+    if "://" not in place:
+        return place
     parts = urlsplit(place)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{f'{parts.username}@' if parts.username else ''}{host}{parts.path}"

@@ -65,7 +65,7 @@ class PostgresDatabase:
         query: dict[str, Any] = {"connect_timeout": str(CONNECT_S), "application_name": "stepdown", **_ALIVE, **url.query}
         password_file = query.pop(PASSWORD_FILE, None)
         url = url.set(password=query.pop("password", url.password))
-        self._where = url.set(query={}).render_as_string(hide_password=True)
+        self._where = sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
         self._password_file = Path(password_file) if isinstance(password_file, str) else None
         if not read_only:
             query = {"target_session_attrs": "read-write", **query}
