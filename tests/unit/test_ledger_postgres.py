@@ -179,6 +179,18 @@ def test_a_statement_that_takes_for_ever_is_given_up(keeper: Ledger) -> None:
         keeper._write(lambda connection: connection.exec_driver_sql("SET LOCAL statement_timeout = 50; SELECT pg_sleep(9)"))
 
 
+def test_a_migration_may_take_longer_than_a_proxy_waits(keeper: Ledger) -> None:
+    """An index on a year's counters: given up after five seconds, the upgrade would never come to its end."""
+    with keeper._database.opening() as connection:
+        shown = [
+            connection.exec_driver_sql(f"SHOW {name}").scalar()
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout")
+        ]
+    assert shown == ["10min", "10min"]
+    for name, wanted in (("statement_timeout", "5s"), ("idle_in_transaction_session_timeout", "5s"), ("lock_timeout", "3s")):
+        assert keeper._read(lambda connection, name=name: connection.exec_driver_sql(f"SHOW {name}").scalar()) == wanted
+
+
 def test_a_standby_that_has_everything_takes_over_in_the_middle_of_a_term(postgres: Server) -> None:
     """A failover as an operator of PostgreSQL does it: the next ask is granted, and what was granted is there."""
     with failing_over(postgres) as (keeper, fail_over):

@@ -42,6 +42,15 @@ class Deadline:
         finally:
             self._asked = None
 
+    @contextlib.contextmanager
+    def extended(self, limit_s: float) -> Iterator[None]:
+        """For a while a question may take so long."""
+        usual, self._limit_s = self._limit_s, limit_s
+        try:
+            yield
+        finally:
+            self._limit_s = usual
+
     def close(self) -> None:
         self._closed.set()
 

@@ -27,6 +27,8 @@ READING_MS = 60_000
 LOCK_MS = 3_000
 IDLE_MS = 5_000
 """A keeper that is paused in the middle of a transaction holds the lock of the epoch no longer than this."""
+OPENING_S = 600.0
+"""For what nobody waits for: a migration or an import of a large ledger."""
 SILENCE_S = 2.0
 """By how much a server may be late with giving a statement up. Then it is not there, and the connection is cut from here."""
 
@@ -43,6 +45,10 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 """`local` and `off` could lose a grant that was answered; what waits for more than `on` is left as it is.
 
 By SET, not by startup parameters: a pooler in between would refuse those."""
+
+_AT_LEISURE = (
+    f"SET LOCAL statement_timeout = '{OPENING_S:.0f}s'; SET LOCAL idle_in_transaction_session_timeout = '{OPENING_S:.0f}s'"
+)
 
 _ALIVE = {"keepalives_idle": "5", "keepalives_interval": "2", "keepalives_count": "3", "tcp_user_timeout": "10000"}
 """A machine that is gone says nothing; TCP alone would wait for hours."""
@@ -104,8 +110,9 @@ class PostgresDatabase:
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[sa.Connection]:
-        with self.transaction() as connection:
+        with self._deadline.extended(OPENING_S), self.transaction() as connection:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ADVISORY)))
+            connection.exec_driver_sql(_AT_LEISURE)
             yield connection
 
     def close(self) -> None:
