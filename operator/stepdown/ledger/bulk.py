@@ -12,21 +12,32 @@ from typing import Any
 import sqlalchemy as sa
 
 
-def put(connection: sa.Connection, table: sa.Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows of these columns, the primary key among them and no key twice; columns that are not named stay as they are."""
+def put(
+    connection: sa.Connection,
+    table: sa.Table,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+    *,
+    only_up: bool = False,
+) -> None:
+    """Rows of these columns, the primary key among them and no key twice; columns that are not named stay as they are.
+
+    `only_up`: a number that is there already stays, if it is larger.
+    """
     if not rows:
         return
     if connection.dialect.name == "postgresql":
         arrays = tuple(list(values) for values in zip(*rows, strict=True))
-        connection.exec_driver_sql(_text(table, columns, _unnested(table, columns, connection.dialect)), arrays)
+        connection.exec_driver_sql(_text(table, columns, _unnested(table, columns, connection.dialect), only_up), arrays)
     else:
-        connection.exec_driver_sql(_text(table, columns, f"VALUES ({', '.join('?' * len(columns))})"), list(rows))
+        connection.exec_driver_sql(_text(table, columns, f"VALUES ({', '.join('?' * len(columns))})", only_up), list(rows))
 
 
 @lru_cache(maxsize=64)
-def _text(table: sa.Table, columns: tuple[str, ...], source: str) -> str:
+def _text(table: sa.Table, columns: tuple[str, ...], source: str, only_up: bool) -> str:
     keys = [column.name for column in table.primary_key]
-    grown = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in keys)
+    value = "CASE WHEN excluded.{0} > {1}.{0} THEN excluded.{0} ELSE {1}.{0} END" if only_up else "excluded.{0}"
+    grown = ", ".join(f"{name} = {value.format(name, table.name)}" for name in columns if name not in keys)
     return f"INSERT INTO {table.name} ({', '.join(columns)}) {source} ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {grown}"
 
 

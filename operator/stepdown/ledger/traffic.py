@@ -67,7 +67,7 @@ def merge(connection: sa.Connection, names: Names, reports: Sequence[tuple[int, 
         for each in some:
             key = (ids[each.route], each.day, instance, ids[each.model], _CLASS[each.request_class])
             wanted[key] = _larger(wanted.get(key), tuple(getattr(each, name) for name in SUMS))
-    _write(connection, _stored(connection, set(wanted)), wanted)
+    put(connection, counters, _COLUMNS, [(*key, *sums) for key, sums in wanted.items()], only_up=True)
     _exceed(connection, [(ids[each.route], ids[each.model], each.day, each.overrun_nusd) for each in said if each.overrun_nusd])
 
 
@@ -109,7 +109,7 @@ def fold(connection: sa.Connection, instance: int) -> None:
     for key, sums in stored.items():
         moved[key] = tuple(a + b for a, b in zip(sums, moved[key], strict=True))
     connection.execute(counters.delete().where(counters.c.instance == instance))
-    _write(connection, stored, moved)
+    put(connection, counters, _COLUMNS, [(*key, *sums) for key, sums in moved.items()])
 
 
 def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
@@ -123,16 +123,6 @@ def _stored(connection: sa.Connection, keys: set[Key]) -> dict[Key, Sums]:
             if key in keys:
                 found[key] = tuple(row[5:])
     return found
-
-
-def _write(connection: sa.Connection, stored: dict[Key, Sums], wanted: dict[Key, Sums]) -> None:
-    rows = []
-    for key, sums in wanted.items():
-        was = stored.get(key)
-        larger = _larger(was, sums)
-        if larger != was:
-            rows.append((*key, *larger))
-    put(connection, counters, _COLUMNS, rows)
 
 
 def _larger(one: Sums | None, other: Sums) -> Sums:
