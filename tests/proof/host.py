@@ -89,7 +89,9 @@ class SpyTill(Till):
         wait = Waiting(self._hard(route.name), self.clock.boot_s())
         truth.waiting.append(wait)
         try:
-            return await super().admit_later(route, request_class, shape, rungs=rungs, reason=reason)
+            hold = await super().admit_later(route, request_class, shape, rungs=rungs, reason=reason)
+            truth.served(wait)
+            return hold
         except Refused as refused:
             if self._host.alive:
                 if refused.code == "budget_exhausted":

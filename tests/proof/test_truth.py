@@ -47,6 +47,20 @@ def test_money_that_lies_there_all_the_while_and_is_refused_is_found_out() -> No
         world.truth.refused(world.wait, 600, "a request")
 
 
+def test_what_lay_there_for_who_asked_earlier_was_not_there_for_who_came_after() -> None:
+    """First come, first served: what he leaves of it may be too little, and that is no false refusal."""
+    world = World()
+    late = Waiting((TEAM,), world.now_s)
+    world.truth.waiting.append(late)
+    world.exchanges(4)
+    world.truth.served(world.wait)
+    world.truth.waiting.remove(world.wait)
+    world.truth.others[TEAM] = world.held = 500
+    world.exchanges(1)
+    world.truth.refused(late, 600, "a request")
+    assert world.truth.tally.judged == 1
+
+
 def test_what_the_keeper_comes_to_hold_for_the_unheard_is_not_there() -> None:
     """What is given back to a keeper that doubts its ledger it holds until everybody has spoken: the refusal is a true one."""
     world = World()

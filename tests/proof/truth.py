@@ -365,6 +365,12 @@ class Truth:
         lows = self._lows[:rounds]
         return min((low.get(account, -1) for account in hard for low in lows), default=-1)
 
+    def served(self, wait: Waiting) -> None:
+        """Who asked earlier has got what lay there: it was never there for those behind him."""
+        for each in self.waiting[self.waiting.index(wait) + 1 :]:
+            if not set(each.hard).isdisjoint(wait.hard):
+                each.since_s, each.most = self._now_s(), -1
+
     def refused(self, wait: Waiting, needed: int, what: str) -> None:
         """For want of money: two whole exchanges of everybody had it, in the wait or right before."""
         self.tally.refusals += 1
