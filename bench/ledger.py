@@ -22,7 +22,7 @@ from tests.postgres import Server
 
 from bench import ledger_growth, ledger_proxy
 from bench.ledger_load import Latency, echoed, latency, play
-from bench.machine import GATEWAY_CORE, LOAD_CORE, BenchError, Process, described, free_port, port_open, stolen_s
+from bench.machine import GATEWAY_CORE, LOAD_CORE, BenchError, Process, check_cores, described, free_port, port_open, stolen_s
 from bench.yardstick import commits_s
 
 FOLDER = Path(".bench/ledger")
@@ -58,6 +58,7 @@ def main() -> int:
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
     try:
+        check_cores()
         result = measure(parts, tuple(arguments.on or ("sqlite", "postgresql")), arguments)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

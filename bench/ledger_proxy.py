@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import bodies, gateway, nginx, wrk
-from bench.machine import LOAD_CORE, check_cores, check_tools
+from bench.machine import LOAD_CORE, check_tools
 
 
 def measure(folder: Path, seconds: float, repeat: int, compiled: Path | None) -> dict[str, Any]:
     folder.mkdir(parents=True)
     check_tools("nginx", "wrk", "taskset")
-    check_cores()
     os.sched_setaffinity(0, {LOAD_CORE})
     rates: dict[str, list[float]] = {"with": [], "without": []}
     ratios = []
