@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 GENERATED := crds charts/stepdown/templates/crds docs/conditions.md manifests/catalog manifests/crds manifests/base \
   manifests/fleet manifests/argocd/argocd-cm.yaml
 
-.PHONY: help demo demo-cluster prove prove-real fuzz test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane \
+.PHONY: help demo demo-cluster prove prove-real fuzz test test-compiled test-cluster test-node lint check golden generate bench bench-control-plane bench-ledger \
   cluster-up cluster-down wheel compiled wheelhouse image lock clean
 
 help: ## print the targets
@@ -79,6 +79,9 @@ IDLE_S ?= 120
 bench-control-plane: $(if $(filter compiled,$(BENCH_BUILD)),compiled,$(STAMP)) ## the operator on a real API server, 1,000 routes, 4 proxies; writes bench/control-plane.json; IDLE_S=600
 	$(BIN)/python -m devcluster build
 	$(BIN)/python -m bench.control_plane --idle-s $(IDLE_S) $(if $(filter compiled,$(BENCH_BUILD)),--compiled $(COMPILED))
+
+bench-ledger: $(if $(filter compiled,$(BENCH_BUILD)),compiled,$(STAMP)) ## the ledger under sixteen proxies, on SQLite and PostgreSQL, and after a month; writes bench/ledger.json
+	$(BIN)/python -m bench.ledger $(if $(filter compiled,$(BENCH_BUILD)),--compiled $(COMPILED))
 
 SIZE ?= control-plane
 CLUSTER ?=
