@@ -8,6 +8,7 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+from tests.proof.ending import verdict
 from tests.proof.schedule import play
 from tests.proof.truth import Tally
 
@@ -72,19 +73,7 @@ def _run(seeds: range, jobs: int, *, go_on: bool) -> int:
 
 
 def _verdict(tallies: list[Tally]) -> int:
-    notes: dict[str, int] = {}
-    for tally in tallies:
-        for what, count in tally.notes.items():
-            notes[what] = notes.get(what, 0) + count
-    print("; ".join(f"{what}: {count}" for what, count in sorted(notes.items())))
-    print(
-        f"{sum(t.promises for t in tallies)} reservations, {sum(t.bill_nusd for t in tallies)} nUSD billed, "
-        f"{sum(t.refusals for t in tallies)} refusals for want of money ({sum(t.judged for t in tallies)} judged), "
-        f"{sum(t.for_want_of_a_keeper for t in tallies)} for want of a keeper"
-    )
-    most = max((tally.unreconciled_nusd for tally in tallies), default=0)
-    print(f"OK {len(tallies)} schedules: 0 over, 0 false refusals, 0 lost, max unreconciled {most} nUSD")
-    return 0
+    return verdict(tallies, f"{sum(t.promises for t in tallies)} reservations")
 
 
 def _failed(played: Played) -> int:

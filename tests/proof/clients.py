@@ -4,49 +4,11 @@ import asyncio
 import random
 from typing import Any
 
-import httptools
 import msgspec
 
+from tests.proof.client import Client
 from tests.proof.host import Host
 from tests.proof.loop import Process
-
-
-class Client(asyncio.Protocol):
-    """One request on a connection of its own."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.whole = False
-        self.error_code = ""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._body: list[bytes] = []
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._finish()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-
-    def on_body(self, body: bytes) -> None:
-        if self.status >= 400:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self.whole = True
-        if self.status >= 400:
-            self.error_code = msgspec.json.decode(b"".join(self._body))["error"]["code"]
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 def body(chance: random.Random, route: str, *, streams: float = 0.5) -> bytes:

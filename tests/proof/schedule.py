@@ -137,7 +137,7 @@ class Schedule:
             host = chance.choice(self.world.hosts)
             leave_s = chance.uniform(0.0, 2.0) if chance.random() < 0.1 else None
             client = await ask(self.crowd, host, body(chance, chance.choice(list(ROUTES))), leave_s)
-            self.world.truth.tally.note(f"status {client.status} {client.error_code}")
+            self.world.truth.tally.note(f"status {client.status} {client.error.get('code', '')}")
             await asyncio.sleep(chance.expovariate(2.0) if client.status == 200 else chance.uniform(0.3, 3.0))
 
     # Faults

@@ -15,24 +15,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 output_option: Callable[[F], F] = click.option(
     "-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print."
 )
-folder_option: Callable[[F], F] = click.option(
-    "-f",
-    "--filename",
-    "roots",
-    type=click.Path(),
-    multiple=True,
-    required=True,
-    metavar="DIR",
-    help="A folder of YAML or JSON objects, read with its subfolders, or one file. May be given several times.",
+
+
+def folders_option(help_text: str, *, required: bool = False) -> Callable[[F], F]:
+    """-f: folders or files of objects, as `roots`."""
+    return click.option(
+        "-f", "--filename", "roots", type=click.Path(), multiple=True, required=required, metavar="DIR", help=help_text
+    )
+
+
+folder_option: Callable[[F], F] = folders_option(
+    "A folder of YAML or JSON objects, read with its subfolders, or one file. May be given several times.", required=True
 )
-folder_or_cluster_option: Callable[[F], F] = click.option(
-    "-f",
-    "--filename",
-    "roots",
-    type=click.Path(),
-    multiple=True,
-    metavar="DIR",
-    help="Read a folder of YAML or JSON objects, or one file, instead of the cluster. May be given several times.",
+folder_or_cluster_option: Callable[[F], F] = folders_option(
+    "Read a folder of YAML or JSON objects, or one file, instead of the cluster. May be given several times."
 )
 proxy_option: Callable[[F], F] = click.option(
     "--proxy", metavar="NAMESPACE/NAME", help="Which RoutingProxy, where the folder (-f) has several."

@@ -13,7 +13,7 @@ import click
 from stepdown.budget.invoice import Invoice, InvoiceError, InvoiceLine, billed, read_invoice
 from stepdown.budget.months import day_text
 from stepdown.cli.errors import CommandError, LedgerUnusable
-from stepdown.cli.output import Format, month_days, output_option, print_machine, print_table
+from stepdown.cli.output import Format, folders_option, month_days, output_option, print_machine, print_table
 from stepdown.cli.place import DEFAULT_FILE, VARIABLE, LedgerPlace, shown
 from stepdown.model.money import nusd_to_usd
 
@@ -43,15 +43,7 @@ _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
     metavar="FILE|URL",
     help=f"It may be in use. [default: {VARIABLE}, or {DEFAULT_FILE}]",
 )
-@click.option(
-    "-f",
-    "--filename",
-    "roots",
-    type=click.Path(),
-    multiple=True,
-    metavar="DIR",
-    help="Also know models by the ModelCatalogs there.",
-)
+@folders_option("Also know models by the ModelCatalogs there.")
 @click.option("--dry-run", is_flag=True, help="Say what would come of it, and change nothing.")
 @output_option
 def reconcile(

@@ -14,7 +14,7 @@ import click
 
 from stepdown.cli.cluster import Reach, asked, cluster_options, note
 from stepdown.cli.errors import CommandError
-from stepdown.cli.output import Format, month_days, output_option, print_machine, print_table
+from stepdown.cli.output import Format, folders_option, month_days, output_option, print_machine, print_table
 from stepdown.cli.place import LedgerPlace, shown
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def report() -> None:
     help="Print the quoted scenarios, with this model. [default where neither a ledger nor a cluster is meant:"
     f" {SCENARIO_MODEL}]",
 )
-@click.option(
-    "-f", "--filename", "roots", type=click.Path(), multiple=True, metavar="DIR", help="Also read ModelCatalogs there."
-)
+@folders_option("Also read ModelCatalogs there.")
 @cluster_options(everywhere=True)
 def savings(
     output: Format,

@@ -16,7 +16,7 @@ import click
 from stepdown.budget.months import day_text, instant, rfc3339
 from stepdown.budget.statement import BY, KINDS, AccountLine, By, Line, Statement, make_statement
 from stepdown.cli.cluster import Reach, asked, cluster_options
-from stepdown.cli.output import month_days, print_machine, print_table
+from stepdown.cli.output import folders_option, month_days, print_machine, print_table
 from stepdown.cli.place import DEFAULT_FILE, LedgerPlace, shown
 from stepdown.model.money import nusd_to_usd
 
@@ -45,14 +45,8 @@ def _by(context: click.Context, parameter: click.Parameter, value: str) -> tuple
     metavar="FILE|URL",
     help="Of this ledger, which may be in use, and not of a cluster.",
 )
-@click.option(
-    "-f",
-    "--filename",
-    "roots",
-    type=click.Path(),
-    multiple=True,
-    metavar="DIR",
-    help="Take purchase orders that the ledger does not know from the objects there. Its ledger: ./stepdown.db, or --ledger.",
+@folders_option(
+    "Take purchase orders that the ledger does not know from the objects there. Its ledger: ./stepdown.db, or --ledger."
 )
 @click.option(
     "--by",

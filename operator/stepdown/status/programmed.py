@@ -53,10 +53,11 @@ def by_shard(config: FleetConfig, seen: ProxiesSeen | None, there: FleetSeen | N
         pending = Programmed(None, conditions.PENDING, "No proxy of the fleet has reported yet.", settled=settled)
         return [pending] * len(config.shards)
     seen = seen or ProxiesSeen(0)
-    # A pod that the kubelet finds ready and that has not reported may serve by anything. One that the kubelet has not found
-    # ready yet is no endpoint of the Service: nobody reaches it.
-    ready = max(seen.ready, there.ready_replicas) if there is not None else seen.ready
-    if not ready or (there is not None and not there.ready_replicas):
+    # One that the kubelet has not found ready is no endpoint of the Service: nobody reaches it.
+    endpoints = there.ready_replicas if there is not None else seen.ready
+    # A pod that the kubelet finds ready and that has not reported may serve by anything.
+    ready = max(seen.ready, endpoints)
+    if not endpoints:
         nobody = Programmed(False, conditions.NO_PROXIES, "No proxy of the fleet is ready.", settled=settled)
         return [nobody] * len(config.shards)
     return [

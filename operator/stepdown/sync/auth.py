@@ -191,10 +191,8 @@ class Authenticator:
         known = self._good.get(key)
         if known is None:
             return None
-        self._fleets.live(known.identity.fleet)
-        if not self._fleets.left(self._pods.get(known.identity.pod_uid, "")):
-            return None
-        return Caller(known.identity.fleet, known.identity.pod_uid, leaving=True)
+        fleet, pod_uid = known.identity.fleet, known.identity.pod_uid
+        return Caller(fleet, pod_uid, leaving=True) if self._fleets.left(fleet, self._pods.get(pod_uid, "")) else None
 
     # Tokens -----------------------------------------------------------------------------------------------------------
 

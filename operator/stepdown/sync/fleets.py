@@ -38,6 +38,7 @@ class Fleets:
             self._last[name] = now
         return now
 
-    def left(self, uid: str) -> bool:
-        """Whether it went a moment ago; `live` must have been asked for its name."""
+    def left(self, name: str, uid: str) -> bool:
+        """Whether the one of this UID went a moment ago."""
+        self.live(name)
         return self._left.get(uid, 0.0) > self._clock_s()

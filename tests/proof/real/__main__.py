@@ -23,6 +23,7 @@ import msgspec
 from devcluster import ControlPlane
 
 from tests.cluster.operator_world import install
+from tests.proof.ending import verdict
 from tests.proof.real.schedule import Schedule, Tally
 from tests.proof.truth import Violation
 
@@ -139,7 +140,9 @@ def _run(seeds: range, jobs: int, given: _Given, *, go_on: bool, tell: bool) -> 
         bad = bad or played
         if not go_on:
             break
-    return _failed(bad, given) if bad is not None else _verdict([each.tally for each in passed])
+    if bad is not None:
+        return _failed(bad, given)
+    return verdict([each.tally for each in passed], f"{sum(each.tally.requests for each in passed)} requests")
 
 
 def _play(seeds: range, jobs: int, given: _Given) -> Iterator[Played]:
@@ -203,22 +206,6 @@ def _line(played: Played) -> str:
         f"{tally.refusals} refusals ({tally.judged} judged), {tally.estimated_nusd} estimated, "
         f"{tally.unreconciled_nusd} unreconciled: {what}"
     )
-
-
-def _verdict(tallies: list[Tally]) -> int:
-    notes: dict[str, int] = {}
-    for tally in tallies:
-        for what, count in tally.notes.items():
-            notes[what] = notes.get(what, 0) + count
-    print("; ".join(f"{what}: {count}" for what, count in sorted(notes.items())))
-    print(
-        f"{sum(t.requests for t in tallies)} requests, {sum(t.bill_nusd for t in tallies)} nUSD billed, "
-        f"{sum(t.refusals for t in tallies)} refusals for want of money ({sum(t.judged for t in tallies)} judged), "
-        f"{sum(t.for_want_of_a_keeper for t in tallies)} for want of a keeper"
-    )
-    most = max((tally.unreconciled_nusd for tally in tallies), default=0)
-    print(f"OK {len(tallies)} schedules: 0 over, 0 false refusals, 0 lost, max unreconciled {most} nUSD")
-    return 0
 
 
 def _failed(played: Played, given: _Given) -> int:

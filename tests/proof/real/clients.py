@@ -6,62 +6,15 @@ import random
 from decimal import Decimal
 from typing import Any
 
-import httptools
 import msgspec
 
+from tests.proof.client import Client
 from tests.proof.real.judge import Asked
 from tests.proof.real.models import BIG, SMALL, worst_nusd
 
 PATIENCE_S = 100.0
 """How long a client waits for an answer: longer than any that comes."""
 _NUSD = 1_000_000_000
-
-
-class Client(asyncio.Protocol):
-    """One request on a connection of its own."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.whole = False
-        self.headers: dict[str, str] = {}
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._body: list[bytes] = []
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self._finish()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._finish()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-
-    def on_body(self, body: bytes) -> None:
-        if self.status >= 400:
-            self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self.whole = True
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        try:
-            error: dict[str, Any] = msgspec.json.decode(b"".join(self._body))["error"]
-        except (msgspec.MsgspecError, KeyError, TypeError):
-            return {}
-        return error
 
 
 class Wish(msgspec.Struct):
