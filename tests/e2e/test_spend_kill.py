@@ -50,12 +50,13 @@ def test_kill_9_in_the_middle_costs_nobody_a_nano_dollar_above_the_ceiling(tmp_p
     (policies / "chat.yaml").write_text(POLICY)
 
     async def crowd(run: RunProcess, sim: SimulatorProcess, kill_after: int | None) -> Crowd:
-        """Spends until nothing is left, or until so many requests more have reached the upstream: then kill -9."""
+        """Spends until nothing is left, or until so many more requests are at the upstream and some are billed: kill -9."""
         spenders = Crowd(run.port, "chat", clients=80, seed=kill_after or 1)
         spending = asyncio.create_task(spenders.spend())
         if kill_after is not None:
-            already = (await asyncio.to_thread(sim.bill))["requests"]
-            while (await asyncio.to_thread(sim.bill))["requests"] < already + kill_after:
+            already = now = await asyncio.to_thread(sim.bill)
+            while now["requests"] < already["requests"] + kill_after or now["total_nusd"] == already["total_nusd"]:
+                now = await asyncio.to_thread(sim.bill)
                 assert not spending.done(), "the budget was gone before the kill"
             run.kill()
             spenders.stop.set()
