@@ -22,6 +22,7 @@ from tests.unit.proxy_money import (
     TEAM_NEXT,
     Keeper,
     Proxy,
+    VirtualLoop,
     budget,
     fleet,
     only,
@@ -111,6 +112,33 @@ def test_a_lease_dies_one_horizon_after_the_sending_of_the_last_acknowledged_mes
             proxy.keeper.lose_messages = 0
             await asyncio.sleep(2)
             assert (await get(proxy)).rung.name == "big"
+
+    run(main())
+
+
+def test_an_answer_that_is_found_after_a_pause_is_none(tmp_path: Path) -> None:
+    """It is as old as the pause: another keeper, with another ledger, may have given that money to somebody else since."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        keeper = Keeper()
+        pauses_s: list[float] = []
+
+        async def wire(request: SyncRequest) -> SyncAnswer:
+            answer = keeper.answer(request)
+            if pauses_s:
+                loop.virtual_s += pauses_s.pop()
+            return answer
+
+        async with Proxy(tmp_path, keeper=keeper, wire=wire) as proxy:
+            pauses_s.append(3.0)
+            waiting = asyncio.create_task(get(proxy))
+            await asyncio.sleep(0.001)
+            assert proxy.syncer.failures == 1
+            assert (keeper.committed(TEAM), lease(proxy).granted) == (BIG, 0)
+            assert (await waiting).rung.name == "big", "the next answer says that it was granted"
+            assert keeper.committed(TEAM) == lease(proxy).granted == BIG
 
     run(main())
 

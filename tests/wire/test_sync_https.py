@@ -10,11 +10,13 @@ import pytest
 import uvloop
 
 from stepdown.ledger import Ledger
-from stepdown.model.sync import Ask, LeaseReport, SyncRefused, SyncUnavailable
+from stepdown.model.sync import Ask, LeaseReport, SyncAnswer, SyncRefused, SyncRequest, SyncUnavailable
+from stepdown.proxy.clock import Clock
 from stepdown.proxy.syncline import BadUrl, HttpsLine
 from stepdown.sync.fleets import LiveFleet
 from stepdown.sync.message import MAX_BODY
 from stepdown.sync.rotation import SERVER_LIFE_S
+from stepdown.sync.service import SyncService
 from tests.unit.sync_api import FLEET, TOKEN, Review, owned
 from tests.wire.sync_world import ACCOUNT, CHAT, CONFIG, Operator, Pod, request, run
 
@@ -228,6 +230,31 @@ def test_a_proxy_follows_the_leader_and_comes_back_when_it_is_gone(tmp_path: Pat
                     await pod.sync(request(seq=6))
                 assert (await pod.sync(request(seq=7))).seq == 7, "the Service leads to who is left"
                 assert follower.https.answers == {421: 2, 200: 1}
+
+    run(scene())
+
+
+def test_who_was_followed_while_it_judged_answers_nothing_any_more(tmp_path: Path) -> None:
+    """A process that was paused in mid-transaction would hand out what its follower, by another ledger, has given away."""
+
+    async def scene() -> None:
+        where: str | None = None
+
+        class Overtaken(SyncService):
+            async def sync(self, request: SyncRequest, pod: str = "", *, leaving: bool = False) -> SyncAnswer:
+                nonlocal where
+                answer = await super().sync(request, pod, leaving=leaving)
+                where = "https://127.0.0.1:1"
+                return answer
+
+        service = Overtaken(Ledger.open(":memory:", create=True), Clock().now_s)
+        async with Operator(tmp_path, service, leader=lambda: where) as operator:
+            pod = Pod(tmp_path / "pod", operator.port, operator.authority.bundle)
+            with pytest.raises((OSError, SyncUnavailable)):
+                await pod.sync(request(seq=1))
+            assert operator.https.answers == {421: 1}
+            assert [each.name for each in await service.call(Ledger.instances)] == ["a"], "its word is kept all the same"
+            await service.close()
 
     run(scene())
 

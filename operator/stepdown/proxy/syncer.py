@@ -100,6 +100,9 @@ class Syncer:
                         answer = await self._sync(request)
                     if answer.protocol not in SPOKEN:
                         raise SyncUnavailable(f"the keeper speaks protocol {answer.protocol}, this proxy {SPOKEN}")
+                    if (took_s := self._clock.boot_s() - sent_s) > TIMEOUT_S:
+                        # This process was paused, and found the answer when it woke: another keeper may lead since.
+                        raise SyncUnavailable(f"the answer was found {took_s:.1f} s after its message")
                 except SyncRefused as error:
                     if self._lower(request.protocol):
                         continue

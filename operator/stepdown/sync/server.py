@@ -143,13 +143,15 @@ class SyncHttps:
             return refusal
         try:
             caller = await self._authenticator.authenticate(request.headers.get("Authorization", ""))
-            return await (self._waited if waits else self._answered)(request, caller)
+            answer = await (self._waited if waits else self._answered)(request, caller)
         except Unauthenticated as refused:
             return 401, error("unauthenticated", str(refused))
         except Forbidden as refused:
             return 403, error("forbidden", str(refused))
         except Unverifiable as unknown:
             return 503, error("unverifiable", str(unknown))
+        # A process that was paused in between may have been followed by another, whose ledger need not know of this grant.
+        return self._not_here() or answer
 
     def _not_here(self) -> tuple[int, bytes] | None:
         leader = self._leader()
