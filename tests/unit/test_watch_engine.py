@@ -78,9 +78,9 @@ class Operator:
                 await self.judged.wait()
         return self.passes[-1]
 
-    async def sync(self, **more: Any) -> SyncAnswer:
+    async def sync(self, instance: str = "i1", fleet: str = "shop/default", **more: Any) -> SyncAnswer:
         self.seq += 1
-        return await self.service.sync(SyncRequest(instance="i1", fleet="shop/default", seq=self.seq, ready=True, **more))
+        return await self.service.sync(SyncRequest(instance=instance, fleet=fleet, seq=self.seq, ready=True, **more))
 
 
 def run(path: Path, test: Callable[[Operator], Awaitable[None]], *objects: dict[str, Any], tick_s: float = TICK_S) -> None:
@@ -192,6 +192,26 @@ def test_no_pass_says_that_a_ceiling_holds_which_no_proxy_has_heard_of(tmp_path:
         await operator.until(lambda made: enforced(made) == "True")
 
     run(tmp_path, test, *fleet_objects())
+
+
+def test_a_fleet_that_a_route_is_nothing_to_does_not_keep_its_budget_from_being_enforced(tmp_path: Path) -> None:
+    """Its proxies are sent nothing, so they would never acknowledge it: with two fleets no new route would ever be held."""
+
+    async def acknowledge(operator: Operator) -> None:
+        for instance, fleet in (("i1", "shop/default"), ("i2", "shop/other")):
+            published = dict(operator.passes[-1].configs[fleet].digests)
+            await operator.sync(instance, fleet, digests=published, acknowledged=published)
+        operator.engine.wake()
+
+    async def test(operator: Operator) -> None:
+        await acknowledge(operator)
+        await operator.until(lambda made: enforced(made) == "True")
+        operator.event(thing("ModelRoute", "search", 300, ROUTE))
+        await operator.until(lambda made: "shop/search" in made.plan.routes and enforced(made) == "False")
+        await acknowledge(operator)
+        await operator.until(lambda made: enforced(made) == "True")
+
+    run(tmp_path, test, *fleet_objects(), thing("RoutingProxy", "other", 5, PROXY))
 
 
 def test_nothing_is_judged_while_nothing_changes(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Keeper:
         """`at` may change what a fleet's proxies are told, such as the upstream. `board`: where they hear of it at once."""
         self._service, self._at, self._board = service, at or _as_it_is, board
         self._bindings: dict[str, Binding] | None = None
+        self._bound_anew = False
+        """Since something was last published."""
         self._published: dict[str, FleetConfig] = {}
         self._orders: dict[str, str] | None = None
         self._booked: tuple[object, ...] = ()
@@ -48,7 +50,7 @@ class Keeper:
         if bindings == self._bindings:
             return False
         await self._service.bind(asked)
-        self._bindings = bindings
+        self._bindings, self._bound_anew = bindings, True
         return True
 
     async def remember(self, accept: Mapping[str, AcceptedSpec], gone: Collection[str] = ()) -> None:
@@ -76,7 +78,10 @@ class Keeper:
         self._booked = made_of
 
     def publish(self, configs: Mapping[str, FleetConfig]) -> tuple[str, ...]:
-        """Last: the fleets whose proxies have something new to fetch."""
+        """Last: the fleets whose proxies have something new to fetch.
+
+        What is bound anew may be nothing to a fleet: then the config that its proxies have stands for that as well.
+        """
         changed = []
         for name, config in configs.items():
             before = self._published.get(name)
@@ -86,6 +91,9 @@ class Keeper:
                 if self._board is not None:
                     self._board.publish(name, digest(fleet), config.digests)
                 changed.append(name)
+            elif self._bound_anew:
+                self._service.publish(self._at(config.fleet), config.shards)
+        self._bound_anew = False
         self._published = dict(configs)  # without fleets that are gone: one that comes again is published again
         return tuple(changed)
 
