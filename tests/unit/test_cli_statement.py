@@ -200,6 +200,11 @@ def test_a_difference_that_nobody_can_explain_is_named_and_ends_with_1(ledger: P
     [
         (BILL.replace("Qwen3-32B", "Qwen3-33B"), (), "line 2: the model 'Qwen/Qwen3-33B' is in no catalog.*Qwen3-32B"),
         (BILL.replace("USD", "EUR", 1), (), "line 2: the currency is 'EUR'"),
+        (
+            "model,amount,currency\nQwen/Qwen3-32B,5.60,USD\nQwen3-32B,5.60,USD\n",
+            (),
+            "line 3: 'Qwen3-32B' is 'Qwen3-32B', and so is 'Qwen/Qwen3-32B' of line 2 with the same amount: .* add the two up",
+        ),
         (BILL + "Qwen3-8B,,1,USD\n", (), "line 4: there is a line after the total of line 3"),
         (BILL[:-8], (), "the file may be cut off"),
         (BILL, ("--through", "2026-11-01"), "is not in the month that --month names"),

@@ -48,8 +48,12 @@ def test_models_add_up_under_the_ledger_s_names() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: the last line has no end"),
-        ("\n", "line 1: the column 'model' is missing"),
+        ("", "the file is empty: fetch the bill again"),
+        ("\n", "the file is empty"),
+        ("%PDF", "line 1: the last line has no end"),
+        ("\ufeff" + GOOD.replace(",", ";"), "line 1: columns are parted by ';': save the file with commas"),
+        (GOOD.replace(",", "\t"), r"line 1: columns are parted by '\\t': save the file with commas"),
+        ("Model,Amount (USD),Currency\na,1,USD\n", r"line 1: the column 'Amount \(USD\)' is not known"),
         (HEAD, "the bill has no lines"),
         ("model,amount\na,1\n", "line 1: the column 'currency' is missing"),
         (
@@ -61,11 +65,11 @@ def test_models_add_up_under_the_ledger_s_names() -> None:
         (GOOD + "Qwen3-14B,2026-11-03,1\n", "line 5: it has 3 of 5 columns, so the file may be cut off"),
         (GOOD + '"Qwen3-14B,2026-11-03,1,2,USD\n', "line 5: this is no CSV"),
         (GOOD + "GLM-5,2026-10-31,1,2,USD\n", "line 5: 2026-10-31 is not in 2026-11"),
-        (GOOD + "GLM-5,31/11/2026,1,2,USD\n", "line 5: day is '31/11/2026'"),
+        (GOOD + "GLM-5,31/11/2026,1,2,USD\n", "line 5: day is '31/11/2026': this is no day; write a day such as"),
         (GOOD + "GLM-5,2026-11-05,1,2,EUR\n", "line 5: the currency is 'EUR', and the ledger is in USD"),
         (
             GOOD + "GLM-5,2026-11-05,1,-2.00,USD\n",
-            "line 5: the amount is '-2.00': write a decimal in USD such as 12.34.*credit",
+            "line 5: the amount is '-2.00': write a decimal in USD such as 12.34, .* after it. A credit",
         ),
         (GOOD + 'GLM-5,2026-11-05,1,"1,234.00",USD\n', "line 5: the amount is '1,234.00'"),
         (GOOD + "GLM-5,2026-11-05,1,1e3,USD\n", "line 5: the amount is '1e3'"),
@@ -81,7 +85,12 @@ def test_models_add_up_under_the_ledger_s_names() -> None:
         ('{"month": "2026-11", "currency": "USD", "lines": [{"model": "a"', "line 1: this is no JSON"),
         ('{"month": "2026-10", "currency": "USD", "lines": []}', "the bill is of month '2026-10', and --month says 2026-11"),
         ('{"month": "2026-11", "currency": "USD", "lines": []}', "the bill has no lines"),
+        (
+            f'{{"month": "2026-11", "currency": "USD", "lines": [{{"model": "a", "amount": 1, "requests": {"9" * 5000}}}]}}',
+            r"lines\[0\]: requests is '9{36,40}\.\.\.9{36,40}': ",
+        ),
         ('{"month": "2026-11", "lines": [{"model": "a", "amount": "1"}]}', r"lines\[0\]: the currency is ''"),
+        ('{"month": "2026-11", "currency": 5, "lines": [{"model": "a", "amount": "1"}]}', r"lines\[0\]: the currency is '5'"),
         ('{"month": "2026-11", "currency": "USD", "lines": [{"model": "a"}]}', r"lines\[0\]: amount is .*required"),
         ('{"month": "2026-11", "currency": "USD", "lines": [{"model": "a", "amount": NaN}]}', "NaN is no amount"),
         ('{"month": "2026-11", "currency": "USD", "lines": [{"model": "a", "amount": true}]}', r"lines\[0\]: "),

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -35,6 +36,11 @@ _AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,18}))?", re.ASCII)
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+_shown = _REPR.repr
+"""What a file says, as messages show it: a file of something else has lines without an end."""
+
 
 class InvoiceError(ValueError):
     """The file is no bill that could be settled by; says which line, what is there and what to write. Nothing was changed."""
@@ -47,7 +53,7 @@ def _empty(value: object) -> object:
 def _day_as_written(value: object) -> object:
     """A number would be a moment to pydantic."""
     if isinstance(value, str) and value.strip() and not _DAY.fullmatch(value.strip()):
-        raise ValueError("no day")
+        raise ValueError("this is no day")
     return _empty(value.strip()) if isinstance(value, str) else value if value is None else str(value)
 
 
@@ -111,6 +117,8 @@ class Billed:
 
 def read_invoice(data: bytes, month: str) -> Invoice:
     """Raises InvoiceError."""
+    if not data.strip():
+        raise InvoiceError("the file is empty: fetch the bill again")
     if len(data) > MOST_BYTES:
         raise InvoiceError(
             f"the file has {len(data)} bytes, a bill at most {MOST_BYTES}: give one line a model, or a model and day"
@@ -155,8 +163,7 @@ def _csv(text: str) -> tuple[Raw, Total]:
         )
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        columns = [each.strip().lower().replace(" ", "_").replace("-", "_") for each in next(reader, [])]
-        _check_columns(columns)
+        columns = _columns(next(reader, []))
         found: Raw = []
         total: Total = None
         for cells in reader:
@@ -182,17 +189,23 @@ def _csv(text: str) -> tuple[Raw, Total]:
     return found, total
 
 
-def _check_columns(columns: Sequence[str]) -> None:
-    for name in columns:
+def _columns(written: Sequence[str]) -> list[str]:
+    """By their own names, however a spreadsheet writes them."""
+    columns = [each.strip().lower().replace(" ", "_").replace("-", "_") for each in written]
+    if len(columns) == 1 and (mark := next((each for each in ";\t|" if each in written[0]), "")):
+        raise InvoiceError(f"line 1: columns are parted by {mark!r}: save the file with commas between them")
+    for name, as_written in zip(columns, written, strict=True):
         if name not in COLUMNS:
             raise InvoiceError(
-                f"line 1: the column {name!r} is not known; the columns are {', '.join(COLUMNS)}: remove or rename it"
+                f"line 1: the column {_shown(as_written)} is not known; the columns are {', '.join(COLUMNS)}: remove or rename"
+                " it"
             )
         if columns.count(name) > 1:
-            raise InvoiceError(f"line 1: the column {name!r} is there twice")
+            raise InvoiceError(f"line 1: the column {name!r} is there twice: remove one of the two")
     missing = [name for name in NEEDED if name not in columns]
     if missing:
-        raise InvoiceError(f"line 1: the column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}")
+        raise InvoiceError(f"line 1: the column {missing[0]!r} is missing; needed are {', '.join(NEEDED)}: add it")
+    return columns
 
 
 def _json(text: str, month: str) -> tuple[Raw, Total]:
@@ -205,8 +218,8 @@ def _json(text: str, month: str) -> tuple[Raw, Total]:
     def never(constant: str) -> object:
         raise InvoiceError(f"{constant} is no amount: write a decimal such as 12.34")
 
-    try:  # A number's own digits say how exact it is, hence no float.
-        found = json.loads(text, parse_float=str, parse_constant=never, object_pairs_hook=once)
+    try:  # A number's own digits say how exact it is, hence no float; and one of thousands of digits is no number to Python.
+        found = json.loads(text, parse_float=str, parse_int=str, parse_constant=never, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise InvoiceError(
             f"line {error.lineno}: this is no JSON ({error.msg}), so the file may be cut off: fetch it again"
@@ -240,11 +253,17 @@ def _row(where: str, row: Mapping[str, Any]) -> _Row:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         seen = first.get("input")
-        raise InvoiceError(f"{where}: {field} is {seen!r}: {first['msg'].lower()}{_example(field)}") from None
+        why = first["msg"].lower().removeprefix("value error, ")
+        raise InvoiceError(f"{where}: {field} is {_shown(seen)}: {why}{_example(field)}") from None
 
 
 def _example(field: str) -> str:
-    examples = {"day": "a day such as 2026-11-03", "amount": "a decimal such as 12.34", "model": "a model's name or id"}
+    examples = {
+        "day": "a day such as 2026-11-03",
+        "amount": "a decimal such as 12.34",
+        "model": "a model's name or id",
+        "currency": "USD",
+    }
     return f"; write {examples.get(field, 'a whole number')}" if field in COLUMNS else f"; the fields are {', '.join(COLUMNS)}"
 
 
@@ -274,17 +293,17 @@ def _checked(rows: Iterable[tuple[str, _Row]], month: str) -> tuple[InvoiceLine,
 
 def _currency(where: str, currency: str) -> None:
     if currency.strip().upper() != "USD":
-        raise InvoiceError(f"{where}: the currency is {currency!r}, and the ledger is in USD: give the bill in USD")
+        raise InvoiceError(f"{where}: the currency is {_shown(currency)}, and the ledger is in USD: give the bill in USD")
 
 
 def _amount(where: str, amount: str) -> tuple[int, int]:
     """In nUSD, rounded up, and by how much it may have been rounded before."""
     found = _AMOUNT.fullmatch(amount)
     if found is None:
-        negative = " A credit is no cost of a model: leave its line out and settle it apart." if amount.startswith("-") else ""
+        negative = ". A credit is no cost of a model: leave its line out and settle it apart" if amount.startswith("-") else ""
         raise InvoiceError(
-            f"{where}: the amount is {amount!r}: write a decimal in USD such as 12.34, at most 9 digits before the point."
-            + negative
+            f"{where}: the amount is {_shown(amount)}: write a decimal in USD such as 12.34, at most 9 digits before the point"
+            f" and 18 after it{negative}"
         )
     digits = found[2] or ""
     finest = 10**18

@@ -3,7 +3,7 @@
 It may be run while the keeper is at work: in the operator's pod, or beside `stepdown run`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,7 @@ def _statement(
     metered = {each.model for each in ledger.counters(first, through_day)}
     known = _names(_catalog(ledger, roots, now_s), metered)
     canonical = {each.model: _canonical(each, known, name) for each in invoice.lines}
+    _refuse_twice(invoice.lines, canonical, name)
     return Statement(invoice.month, invoice.digest, first, through_day, billed(invoice, canonical))
 
 
@@ -165,6 +166,19 @@ def _canonical(line: InvoiceLine, known: dict[str, str], name: str) -> str:
             " in a ModelCatalog (-f), or leave the line out if it was not billed for these routes. Nothing was changed"
         )
     return found
+
+
+def _refuse_twice(lines: Iterable[InvoiceLine], canonical: Mapping[str, str], name: str) -> None:
+    """A model's ids may each have a line of their own, but not the very same one."""
+    seen: dict[tuple[object, ...], InvoiceLine] = {}
+    for each in lines:
+        before = seen.setdefault((canonical[each.model], each.day, each.nusd, each.requests), each)
+        if before is not each and each.nusd:
+            raise CommandError(
+                f"{name}: {each.where}: {each.model!r} is {canonical[each.model]!r}, and so is {before.model!r} of"
+                f" {before.where} with the same amount: the bill has it twice. If it was billed under both names, add the two"
+                " up. Nothing was changed"
+            )
 
 
 # For machines -----------------------------------------------------------------------------------------------------------
