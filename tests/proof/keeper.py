@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from stepdown.budget.account import Balance, Binding
+from stepdown.budget.serving import Pod
 from stepdown.cluster.errors import Unavailable
 from stepdown.ledger import Ledger
 from stepdown.ledger.views import InstanceView
@@ -106,7 +107,7 @@ class Keeper:
         """Raises SyncError, or OSError when the process ends meanwhile."""
         if not self.ready or not self.process.alive:
             raise ConnectionRefusedError("nobody listens")
-        task = self.process.spawn(self.service.sync(request, pod))
+        task = self.process.spawn(self.service.sync(request, Pod(pod, pod)))
         await asyncio.wait([task])
         if task.cancelled():
             raise ConnectionResetError("connection reset by peer")

@@ -293,7 +293,9 @@ def test_a_migration_says_what_it_does_and_a_rehearsal_does_nothing(tmp_path: Pa
     """Who looks after the money wants to know before the upgrade what becomes of it."""
     path = tmp_path / "ledger.db"
     Ledger.open(path, create=True).close()
-    _run(path, "DROP TABLE overruns", "DROP TABLE purchase_orders", "UPDATE alembic_version SET version_num = '0002'")
+    drops = ["DROP TABLE overruns", "DROP TABLE purchase_orders", "DROP INDEX instances_by_pod"]
+    drops += [f"ALTER TABLE instances DROP COLUMN {column}" for column in ("pod", "pod_uid")]
+    _run(path, *drops, "UPDATE alembic_version SET version_num = '0002'")
     before = path.read_bytes()
     for rehearse in (True, False):
         if rehearse:
@@ -301,7 +303,8 @@ def test_a_migration_says_what_it_does_and_a_rehearsal_does_nothing(tmp_path: Pa
             assert path.read_bytes() == before
         account = migrate.bring_up(path)
         if account.steps:
-            assert (account.found, account.steps[0].revision) == ("0002", "0003")
+            assert (account.found, *(each.revision for each in account.steps)) == ("0002", "0003", "0004")
             assert account.steps[0].about.startswith("What a statement needs beside the counters")
             assert {"table overruns", "table purchase_orders"} <= set(account.steps[0].adds)
+            assert set(account.steps[1].adds) == {"column instances.pod", "column instances.pod_uid"}
     assert migrate.bring_up(path) == (str(path), schema.REVISIONS[-1], [])

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from stepdown.budget.serving import Pod
 from stepdown.cluster.errors import Unavailable
 from stepdown.cluster.kinds import DEPLOYMENT, POD, REPLICA_SET, KindRef
 from stepdown.model.sync import SyncRequest, pod_mark
@@ -64,7 +65,7 @@ def test_a_pod_of_the_fleet_is_let_in_and_asked_about_once() -> None:
     """At a message a second from every proxy, the API server would do nothing but review tokens."""
 
     async def work(scene: Scene) -> None:
-        assert await scene.ask() == Caller("shop/web", "pod-1")
+        assert await scene.ask() == Caller("shop/web", Pod("web-1", "pod-1"))
         for _ in range(40):
             await asyncio.sleep(1)
             await scene.ask()
@@ -299,7 +300,7 @@ def test_an_instance_belongs_to_the_pod_that_first_used_it() -> None:
 
     async def work(scene: Scene) -> None:
         message = SyncRequest(instance="a", fleet="shop/web", seq=1)
-        mine, other = Caller("shop/web", "pod-1"), Caller("shop/web", "pod-2")
+        mine, other = Caller("shop/web", Pod("web-1", "pod-1")), Caller("shop/web", Pod("web-2", "pod-2"))
         scene.auth.authorize(mine, message)
         scene.auth.authorize(mine, message)
         with pytest.raises(Forbidden, match="instance a belongs to another pod"):
@@ -315,8 +316,8 @@ def test_an_instance_named_for_its_pod_is_nobody_elses_even_after_a_restart() ->
     async def work(scene: Scene) -> None:
         message = SyncRequest(instance=f"{pod_mark('pod-1')}.0123", fleet="shop/web", seq=1)
         with pytest.raises(Forbidden, match="named for another pod"):
-            scene.auth.authorize(Caller("shop/web", "pod-2"), message)
-        scene.auth.authorize(Caller("shop/web", "pod-1"), message)
+            scene.auth.authorize(Caller("shop/web", Pod("web-2", "pod-2")), message)
+        scene.auth.authorize(Caller("shop/web", Pod("web-1", "pod-1")), message)
 
     scene(work)
 
@@ -327,6 +328,6 @@ def test_a_message_speaks_for_its_own_fleet_only() -> None:
     async def work(scene: Scene) -> None:
         message = SyncRequest(instance="a", fleet="shop/other", seq=1)
         with pytest.raises(Forbidden, match="of fleet 'shop/other', its token of a proxy of 'shop/web'"):
-            scene.auth.authorize(Caller("shop/web", "pod-1"), message)
+            scene.auth.authorize(Caller("shop/web", Pod("web-1", "pod-1")), message)
 
     scene(work)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import uvloop
 
+from stepdown.budget import serving
 from stepdown.ledger import Ledger
 from stepdown.model.sync import Ask, LeaseReport, SyncAnswer, SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.proxy.clock import Clock
@@ -241,7 +242,7 @@ def test_who_was_followed_while_it_judged_answers_nothing_any_more(tmp_path: Pat
         where: str | None = None
 
         class Overtaken(SyncService):
-            async def sync(self, request: SyncRequest, pod: str = "", *, leaving: bool = False) -> SyncAnswer:
+            async def sync(self, request: SyncRequest, pod: serving.Pod | None = None, *, leaving: bool = False) -> SyncAnswer:
                 nonlocal where
                 answer = await super().sync(request, pod, leaving=leaving)
                 where = "https://127.0.0.1:1"

@@ -7,6 +7,7 @@ them, the status shows them; this is the frozen value that goes between.
 from dataclasses import dataclass
 from fractions import Fraction
 
+from stepdown.budget.serving import Unheard
 from stepdown.model.config import account_id
 from stepdown.model.traffic import Overrun
 
@@ -91,7 +92,9 @@ class Balance:
     overruns: tuple[Overrun, ...] = ()
     """Models that did not keep to their bounds on the account's routes, ever."""
     enforced: bool = False
-    """Every open instance has acknowledged the binding of every route: the ceiling holds from here on."""
+    """Everybody who may serve has acknowledged the binding of every route: the ceiling holds from here on."""
+    unheard: tuple[Unheard, ...] = ()
+    """Who has not, and cannot be heard."""
 
     @property
     def spent_nusd(self) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from stepdown.budget.account import Balance, Binding
+from stepdown.budget.serving import Pod
 from stepdown.budget.statement import MonthBooks
 from stepdown.ledger import binding, closing, epoch, errors, migrate, orders, settlement, store, terms, traffic, verify, views
 from stepdown.ledger.check import check
@@ -237,8 +238,17 @@ class Ledger:
         """
         return self.judge(batch, now_s).answers
 
-    def judge(self, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int] = ()) -> Judged:
-        """As `sync`, but messages whose indices are `patient` may be told to wait for the witness (`needed_marks`)."""
+    def judge(
+        self,
+        batch: Sequence[SyncRequest],
+        now_s: float,
+        patient: Collection[int] = (),
+        pods: Mapping[str, Pod] | None = None,
+    ) -> Judged:
+        """As `sync`, but messages whose indices are `patient` may be told to wait for the witness (`needed_marks`).
+
+        `pods`: by instance, the pod that sent its message.
+        """
         for request in batch:
             check(request)
         now_s = self._now(now_s)
@@ -255,12 +265,17 @@ class Ledger:
                 marks.wanted, marks.short = dict(wanted), dict(short)
 
         judged, self._awaiting, self._lost = self._write(
-            lambda connection: self._judge(connection, batch, now_s, patient), failed=undone
+            lambda connection: self._judge(connection, batch, now_s, patient, pods), failed=undone
         )
         return judged
 
     def _judge(
-        self, connection: sa.Connection, batch: Sequence[SyncRequest], now_s: float, patient: Collection[int]
+        self,
+        connection: sa.Connection,
+        batch: Sequence[SyncRequest],
+        now_s: float,
+        patient: Collection[int],
+        pods: Mapping[str, Pod] | None,
     ) -> tuple[Judged, bool, bool]:
         """With whether something is awaited, and whether the ledger is lost."""
         answers: dict[int, SyncAnswer] = {}
@@ -273,7 +288,7 @@ class Ledger:
             self._look_s = now_s + LOOK_S
         awaiting = self._awaiting
         for part in _rounds(batch):
-            round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks)
+            round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks, pods)
             said = round_.run([batch[index] for index in part], {batch[i].instance for i in part if i in patient})
             answers |= zip(part, said, strict=True)
             short += (index for index in part if batch[index].instance in round_.short)
@@ -292,6 +307,10 @@ class Ledger:
         To be called after `bind`, with the digest of every shard; it is not stored, so once after every start too.
         """
         self._published.add(fleet, digests, horizon_s, self.revision)
+
+    def vacate(self, pod_uids: Collection[str]) -> None:
+        """Nothing runs in these pods any more: no ceiling waits for a proxy that was in one of them and cannot be heard."""
+        self._write(lambda connection: store.vacate(connection, pod_uids))
 
     def settle_instance(self, instance: str, consumed: Mapping[str, int] | None, now_s: float) -> None:
         """An administrator's word on a lost instance: what it consumed of each account, at least what it reported (None: that).

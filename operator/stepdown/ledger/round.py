@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
+from stepdown.budget.serving import Pod
 from stepdown.ledger import binding, closing, store, terms, traffic
 from stepdown.ledger.desk import Desk, Pressure
 from stepdown.ledger.errors import LedgerRefused
@@ -69,10 +70,12 @@ class Round:
         revision: int,
         now_s: float,
         marks: Marks | None = None,
+        pods: Mapping[str, Pod] | None = None,
     ) -> None:
+        """`pods`: by instance, where its message came from."""
         self._connection, self._names, self._pressure = connection, names, pressure
         self._published, self._revision, self._now_s = published, revision, now_s
-        self._marks = marks
+        self._marks, self._pods = marks, pods or {}
         self._instances: dict[str, Instance] = {}
         self._accounts: dict[str, Account] = {}
         self._asked: dict[str, tuple[AskAnswer, ...]] = {}
@@ -89,6 +92,7 @@ class Round:
         unheard = [self._instances[each.instance].id for each in fresh if self._instances[each.instance].unheard]
         before = binding.told(self._connection, unheard)
         back = {self._instances[each.instance].id for each in fresh if self._meet(each)}
+        self._seat(fresh)
         traffic.merge(
             self._connection,
             self._names,
@@ -149,6 +153,16 @@ class Round:
         if was_lost and instance.born > 0:
             instance.born = terms.AGAIN
         return was_lost
+
+    def _seat(self, fresh: Sequence[SyncRequest]) -> None:
+        """Notes in which pods they run. One that closes will run in none."""
+        for request in fresh:
+            instance = self._instances[request.instance]
+            was = Pod(instance.pod, instance.pod_uid)
+            now = Pod("", "") if request.closing else self._pods.get(request.instance, was)
+            if now != was:
+                instance.pod, instance.pod_uid = now
+                store.seat(self._connection, instance)
 
     def _load(self, batch: Sequence[SyncRequest]) -> None:
         wanted = {report.account for each in batch for report in each.leases}

@@ -21,7 +21,7 @@ from sqlalchemy import (
     text,
 )
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every schema this build can bring up to date, oldest first; the last is what it works on."""
 
 metadata = MetaData()
@@ -29,7 +29,7 @@ metadata = MetaData()
 Key = BigInteger().with_variant(Integer, "sqlite")
 """SQLite numbers rows by itself only where the type is exactly INTEGER."""
 
-ZERO = text("0")
+ZERO, NOTHING = text("0"), text("''")
 """Of columns that came later: a build of the schema before them may insert rows without."""
 
 version = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
@@ -60,11 +60,16 @@ instances = Table(
     Column("acked", Text, nullable=False),
     Column("born", BigInteger, nullable=False, server_default=ZERO),
     Column("unheard", Integer, nullable=False, server_default=ZERO),
+    Column("pod", String(253), nullable=False, server_default=NOTHING),
+    Column("pod_uid", String(64), nullable=False, server_default=NOTHING),
     Index("instances_by_state", "state"),
+    Index("instances_by_pod", "pod_uid"),
 )
 """`state`: open, lost or closed (a tombstone). `acked`: JSON, by shard the newest binding revision that the instance obeys.
 `born`: the number under which the witness knows it; 0: it has not been granted anything under a witness, -1: not here.
 `unheard`: flags of `terms`: what this ledger knows of the instance may be older than what was granted to it.
+`pod` and `pod_uid`: in which pod it runs, or may still run though it cannot be heard; empty: in none, or it is not known. A
+pod is that of one instance, the last that spoke from it.
 Row 0 is nobody: what closed instances have left behind."""
 
 accounts = Table(

@@ -48,6 +48,7 @@ _ACCOUNTS_OF = sa.union(
 _LEASES = sa.select(leases, instances.c.state).join(instances, instances.c.id == leases.c.instance)
 _LEASES_OF = _LEASES.where(leases.c.account.in_(_ANY_OF))
 _SAVE_TOTALS = accounts.update().where(accounts.c.id == sa.bindparam("key"))
+_SERVING = sa.select(instances).where(sa.or_(instances.c.state == "open", instances.c.pod_uid > ""))
 _LIFE_S = instances.c.horizon_s + instances.c.longest_s
 _MARK_LOST = (
     instances.update()
@@ -80,6 +81,9 @@ class Instance:
     """Under which number the witness knows it (see `terms`)."""
     unheard: int = 0
     """Flags of `terms`."""
+    pod: str = ""
+    pod_uid: str = ""
+    """Where it runs, or may still run (`seat`)."""
     acked: dict[int, int] = field(default_factory=dict)
     """By shard: the newest binding revision that it obeys."""
 
@@ -114,6 +118,11 @@ def _instance(row: sa.Row[Any]) -> Instance:
     return Instance(**plain, acked={int(shard): revision for shard, revision in acked.items()})
 
 
+def load_serving(connection: sa.Connection) -> list[Instance]:
+    """Those that may serve: they are open, or their pod is not known to be gone."""
+    return [_instance(row) for row in connection.execute(_SERVING)]
+
+
 def create_instance(connection: sa.Connection, name: str, fleet: str, now_s: float) -> Instance:
     new = Instance(0, name, fleet, "open", -1, now_s, now_s, 0.0, 0.0)
     result = connection.execute(instances.insert().values(**_instance_row(new)))
@@ -142,6 +151,21 @@ def _instance_row(each: Instance) -> dict[str, object]:
         "unheard": each.unheard,
         "acked": json.dumps({str(shard): revision for shard, revision in each.acked.items()}),
     }
+
+
+def seat(connection: sa.Connection, instance: Instance) -> None:
+    """Notes its pod, which is once. Who spoke from there before has ended: a pod has one log, and who speaks has its lock."""
+    if instance.pod_uid:
+        vacate(connection, [instance.pod_uid])
+    connection.execute(
+        instances.update().where(instances.c.id == instance.id).values(pod=instance.pod, pod_uid=instance.pod_uid)
+    )
+
+
+def vacate(connection: sa.Connection, pod_uids: Collection[str]) -> None:
+    """Nothing runs in these pods."""
+    for part in chunks(pod_uids):
+        connection.execute(instances.update().where(instances.c.pod_uid.in_(part)).values(pod="", pod_uid=""))
 
 
 def last_heard_s(connection: sa.Connection) -> float:

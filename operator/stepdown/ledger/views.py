@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from stepdown.budget.account import Balance
 from stepdown.budget.months import day_of
+from stepdown.budget.serving import Serving, Unheard, enforcement
 from stepdown.budget.statement import AccountBooks
 from stepdown.ledger import binding, settlement, store, traffic
 from stepdown.ledger.lease import Account
@@ -38,19 +39,21 @@ class InstanceView:
     first_s: float
     last_s: float
     leases: tuple[LeaseView, ...]
+    pod: str = ""
+    """In which it runs, or may still run though it is not heard."""
 
 
 def balances(connection: sa.Connection, now_s: float, *, ended: bool) -> dict[str, Balance]:
     everything = store.load_accounts(connection, *([] if ended else [accounts.c.end_s > now_s]))
     store.load_leases(connection, everything, everything=True)
-    instances = store.load_instances(connection, state="open")
+    serving = [_serving(each) for each in store.load_serving(connection)]
     newest = binding.newest_by_shard(connection)
     overruns = traffic.exceeded(connection)
     invoices = settlement.invoiced(connection, everything.values())
     found = {}
     for each in everything.values():
         charged, invoice = invoices.get(each.id, (0, None))
-        balance = _balance(each, newest.get(each.id, {}), instances.values())
+        balance = _balance(each, newest.get(each.id, {}), serving)
         found[each.name] = replace(balance, overruns=overruns.get(each.id, ()), invoiced_nusd=charged, invoice=invoice)
     return found
 
@@ -73,7 +76,8 @@ def names_by_id(connection: sa.Connection) -> dict[int, str]:
     return {row.id: row.name for row in connection.execute(sa.select(names))}
 
 
-def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[Instance]) -> Balance:
+def _balance(account: Account, newest: Mapping[int, int], serving: Iterable[Serving]) -> Balance:
+    enforced, unheard = enforcement(newest, serving)
     open_ = [lease for lease in account.leases.values() if not lease.lost]
     return Balance(
         account=account.name,
@@ -90,8 +94,15 @@ def _balance(account: Account, newest: Mapping[int, int], instances: Iterable[In
         awaited_nusd=account.awaited,
         excess_nusd=account.closed_excess + sum(lease.excess for lease in account.leases.values()),
         unmetered_nusd=account.closed_unmetered,
-        enforced=all(each.acked.get(shard, 0) >= revision for each in instances for shard, revision in newest.items()),
+        enforced=enforced,
+        unheard=unheard,
     )
+
+
+def _serving(each: Instance) -> Serving:
+    if each.state == "open":
+        return Serving(each.acked)
+    return Serving(each.acked, Unheard(each.fleet.partition("/")[0], each.pod, each.pod_uid, each.last_s))
 
 
 def instances(connection: sa.Connection, *, closed: bool) -> list[InstanceView]:
@@ -113,7 +124,7 @@ def instances(connection: sa.Connection, *, closed: bool) -> list[InstanceView]:
                 )
             )
     return [
-        InstanceView(each.name, each.fleet, each.state, each.first_s, each.last_s, tuple(held.get(each.id, ())))
+        InstanceView(each.name, each.fleet, each.state, each.first_s, each.last_s, tuple(held.get(each.id, ())), each.pod)
         for each in store.load_instances(connection).values()
         if closed or each.state != "closed"
     ]

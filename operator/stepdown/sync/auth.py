@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from stepdown.budget.serving import Pod
 from stepdown.cluster.errors import ClusterError
 from stepdown.cluster.kinds import DEPLOYMENT, POD, REPLICA_SET, KindRef
 from stepdown.model.sync import SyncRequest, pod_mark
@@ -70,7 +71,7 @@ class Caller(NamedTuple):
 
     fleet: str
     """`namespace/name` of the RoutingProxy."""
-    pod_uid: str
+    pod: Pod
     leaving: bool = False
     """The RoutingProxy went a moment ago: the pod may say what it has spent, and gets nothing."""
 
@@ -104,8 +105,7 @@ class _Identity(NamedTuple):
     namespace: str
     fleet: str
     """`namespace/name`."""
-    pod_name: str
-    pod_uid: str
+    pod: Pod
 
 
 class _Known:
@@ -162,9 +162,9 @@ class Authenticator:
             return leaving
         identity = await self._identity(key, token)
         fleet = self._live(identity)
-        if self._pods.use(identity.pod_uid) != fleet.uid:
-            await self._ask(f"{identity.pod_uid} of {fleet.uid}", lambda: self._look_at_pod(identity, fleet))
-        return Caller(identity.fleet, identity.pod_uid)
+        if self._pods.use(identity.pod.uid) != fleet.uid:
+            await self._ask(f"{identity.pod.uid} of {fleet.uid}", lambda: self._look_at_pod(identity, fleet))
+        return Caller(identity.fleet, identity.pod)
 
     async def close(self) -> None:
         """Asks nothing any more."""
@@ -178,21 +178,21 @@ class Authenticator:
         if request.fleet != caller.fleet:
             raise Forbidden(f"the message is of fleet {request.fleet!r}, its token of a proxy of {caller.fleet!r}")
         mark, named, _ = request.instance.partition(".")
-        if named and mark != pod_mark(caller.pod_uid):
-            raise Forbidden(f"instance {request.instance} is named for another pod than {caller.pod_uid}")
+        if named and mark != pod_mark(caller.pod.uid):
+            raise Forbidden(f"instance {request.instance} is named for another pod than {caller.pod.uid}")
         bound = self._bound.use(request.instance)
         if bound is None:
-            self._bound[request.instance] = caller.pod_uid
-        elif bound != caller.pod_uid:
-            raise Forbidden(f"instance {request.instance} belongs to another pod than {caller.pod_uid}")
+            self._bound[request.instance] = caller.pod.uid
+        elif bound != caller.pod.uid:
+            raise Forbidden(f"instance {request.instance} belongs to another pod than {caller.pod.uid}")
 
     def _leaving(self, key: bytes) -> Caller | None:
         """Its ServiceAccount has gone with its RoutingProxy: what the API server said of both while they were there holds."""
         known = self._good.get(key)
         if known is None:
             return None
-        fleet, pod_uid = known.identity.fleet, known.identity.pod_uid
-        return Caller(fleet, pod_uid, leaving=True) if self._fleets.left(fleet, self._pods.get(pod_uid, "")) else None
+        fleet, pod = known.identity.fleet, known.identity.pod
+        return Caller(fleet, pod, leaving=True) if self._fleets.left(fleet, self._pods.get(pod.uid, "")) else None
 
     # Tokens -----------------------------------------------------------------------------------------------------------
 
@@ -241,8 +241,8 @@ class Authenticator:
     async def _look_at_pod(self, identity: _Identity, fleet: LiveFleet) -> None:
         """From the pod over its ReplicaSet and Deployment to the RoutingProxy, each by UID."""
         namespace, name = identity.namespace, identity.fleet.partition("/")[2]
-        where = f"pod {namespace}/{identity.pod_name}"
-        pod = await self._found(POD, namespace, identity.pod_name, identity.pod_uid, where)
+        where = f"pod {namespace}/{identity.pod.name}"
+        pod = await self._found(POD, namespace, *identity.pod, where)
         owner = _controller(pod, "ReplicaSet", where)
         where = f"{where}, ReplicaSet {owner['name']}"
         replicas = await self._found(REPLICA_SET, namespace, owner["name"], owner["uid"], where)
@@ -254,7 +254,7 @@ class Authenticator:
         owner = _controller(deployment, "RoutingProxy", where)
         if owner["uid"] != fleet.uid:
             raise Forbidden(f"{where} is of RoutingProxy {owner['name']} with UID {owner['uid']}, not of {fleet.uid}")
-        self._pods[identity.pod_uid] = fleet.uid
+        self._pods[identity.pod.uid] = fleet.uid
 
     async def _found(self, kind: KindRef, namespace: str, name: str, uid: str, where: str) -> Mapping[str, Any]:
         found = await self._api.get(kind, namespace, name, metadata_only=True)
@@ -320,7 +320,7 @@ def _identified(review: Review) -> _Identity:
         raise Forbidden(f"{review.user!r} is not the ServiceAccount of a proxy")
     if not review.pod_name or not review.pod_uid:
         raise Forbidden(f"the token of {review.user!r} is not bound to a pod: only a projected one is")
-    return _Identity(namespace, f"{namespace}/{name}", review.pod_name, review.pod_uid)
+    return _Identity(namespace, f"{namespace}/{name}", Pod(review.pod_name, review.pod_uid))
 
 
 def _controller(thing: Mapping[str, Any], kind: str, where: str) -> Mapping[str, Any]:

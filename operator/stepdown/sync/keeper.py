@@ -99,8 +99,8 @@ class Keeper:
 
 
 def moved(plan: Plan, balances: Mapping[str, Balance]) -> bool:
-    """Whether some budget stands elsewhere than when it was judged: at another step, its ceiling holds now, or a model has
-    cost more than it could."""
+    """Whether some budget stands elsewhere than when it was judged: at another step, its ceiling holds now or waits for
+    somebody else, or a model has cost more than it could."""
     return any(_moved(budget, balances) for budget in plan.budgets.values())
 
 
@@ -141,7 +141,7 @@ def _moved(budget: BudgetPlan, balances: Mapping[str, Balance]) -> bool:
     return (
         judge(budget.terms.steps, used) != budget.verdict
         or known is None
-        or (known.enforced, known.overruns) != (balance.enforced, balance.overruns)
+        or (known.enforced, known.unheard, known.overruns) != (balance.enforced, balance.unheard, balance.overruns)
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from stepdown.budget.serving import Pod
 from stepdown.model.sync import SyncRefused, SyncRequest, SyncUnavailable
 from stepdown.sync.service import SyncService, check_protocol
 
@@ -36,7 +37,7 @@ async def answered(
     body: bytes,
     *,
     admit: Callable[[SyncRequest], None] = _anybody,
-    pod: str = "",
+    pod: Pod | None = None,
     leaving: bool = False,
 ) -> tuple[int, bytes]:
     """Status and body. `admit` sees the message before anything is done about it, and raises what it likes."""

@@ -187,7 +187,7 @@ class SyncHttps:
             service,
             body,
             admit=lambda message: self._authenticator.authorize(caller, message),
-            pod=caller.pod_uid,
+            pod=caller.pod,
             leaving=caller.leaving,
         )
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from stepdown.budget.account import Binding
+from stepdown.budget.serving import Pod
 from stepdown.ledger import Ledger
 from stepdown.ledger.check import check
 from stepdown.ledger.errors import LedgerError, LedgerFenced, LedgerRefused
@@ -53,10 +54,12 @@ class _Config(NamedTuple):
 class _Item:
     """A message that waits for its answer."""
 
-    __slots__ = ("answer", "hold_until_s", "request")
+    __slots__ = ("answer", "hold_until_s", "pod", "request")
 
-    def __init__(self, request: SyncRequest, answer: "asyncio.Future[SyncAnswer]", hold_until_s: float) -> None:
-        self.request, self.answer, self.hold_until_s = request, answer, hold_until_s
+    def __init__(
+        self, request: SyncRequest, pod: Pod | None, answer: "asyncio.Future[SyncAnswer]", hold_until_s: float
+    ) -> None:
+        self.request, self.pod, self.answer, self.hold_until_s = request, pod, answer, hold_until_s
 
 
 _EMPTY = tuple(Shard(index=index) for index in range(SHARDS))
@@ -152,10 +155,10 @@ class SyncService:
 
     # The proxies' side ------------------------------------------------------------------------------------------------
 
-    async def sync(self, request: SyncRequest, pod: str = "", *, leaving: bool = False) -> SyncAnswer:
+    async def sync(self, request: SyncRequest, pod: Pod | None = None, *, leaving: bool = False) -> SyncAnswer:
         """Raises SyncUnavailable or SyncRefused; else the message has been applied durably and whole.
 
-        `pod`: the UID of the sender's pod, where it has one. `leaving`: its RoutingProxy is there no more. What it has spent
+        `pod`: the sender's, where it has one. `leaving`: its RoutingProxy is there no more. What it has spent
         counts; it gets neither money nor config, which may be that of another RoutingProxy by the same name.
         """
         check_protocol(request.protocol)
@@ -167,7 +170,7 @@ class SyncService:
             wanting_nothing = tuple(msgspec.structs.replace(each, want=0) for each in request.leases)
             request = msgspec.structs.replace(request, asks=(), leases=wanting_nothing)
         loop = asyncio.get_running_loop()
-        item = _Item(request, loop.create_future(), loop.time() + HOLD_S)
+        item = _Item(request, pod, loop.create_future(), loop.time() + HOLD_S)
         self._waiting.append(item)
         self._run()
         answer = await item.answer
@@ -175,13 +178,15 @@ class SyncService:
             self._hear(request, pod)
         return self._with_config(request, answer, wanted=not (leaving or request.closing))
 
-    def _hear(self, request: SyncRequest, pod: str) -> None:
+    def _hear(self, request: SyncRequest, pod: Pod | None) -> None:
         config = self._configs.get(request.fleet)
         if config is not None and request.protocol < 2:  # what it has is the same, but for what it does not know
             same = dict(zip(self._older[request.fleet].digests, config.digests, strict=True))
             has = {index: same.get(each, each) for index, each in request.digests.items()}
             request = msgspec.structs.replace(request, digests=has)
-        if self._roll.hear(request, pod, config.digests if config is not None else EMPTY_DIGESTS, self._clock()):
+        if self._roll.hear(
+            request, pod.uid if pod is not None else "", config.digests if config is not None else EMPTY_DIGESTS, self._clock()
+        ):
             self.changed(request.fleet)
 
     def _run(self) -> None:
@@ -225,7 +230,8 @@ class SyncService:
         if self._raiser is not None and self._raiser.patient:
             now_s = asyncio.get_running_loop().time()
             patient = tuple(index for index, item in enumerate(batch) if item.hold_until_s > now_s)
-        judged = await self.call(lambda ledger: ledger.judge(requests, self._clock(), patient))
+        pods = {item.request.instance: item.pod for item in batch if item.pod is not None}
+        judged = await self.call(lambda ledger: ledger.judge(requests, self._clock(), patient, pods))
         short = frozenset(judged.short)
         for index, (item, answer) in enumerate(zip(batch, judged.answers, strict=True)):
             if index in short:
