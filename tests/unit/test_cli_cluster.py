@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from stepdown.budget.account import Balance
 from stepdown.budget.months import month_at
+from stepdown.budget.serving import Unheard
 from stepdown.cli.app import kubectl_stepdown, stepdown
 from stepdown.cli.completion import answer_kubectl
 from stepdown.model.config import account_id
@@ -218,6 +219,21 @@ def test_the_rung_in_force_is_by_the_money_of_this_moment(api: KubeApi) -> None:
     stale = plugin("explain", "chat", "-o", "json")
     assert "is of a version that does not tell it" in stale.stderr
     assert said(stale)["classes"]["default"]["reason"] == "Wanted", "by the status: 10 %"
+
+
+def test_a_pod_for_which_a_ceiling_waits_is_named(api: KubeApi) -> None:
+    """Who asks why a budget is not enforced has to delete that pod, and cannot know which, or that it is on them."""
+    lost = Unheard("shop", "stepdown-default-7d9f-abcde", "uid-9", 1_780_000_000.0)
+    live(api, replace(balance(USD), unheard=(lost,)))
+    text = " ".join(plugin("explain", "chat").stdout.split())
+    assert "shop/stepdown-default-7d9f-abcde since 2026-05-28T20:26:40Z" in text
+    assert "kubectl delete pod -n shop stepdown-default-7d9f-abcde --force" in text
+    written(api, "1.00")
+    said_of_it = {"type": "Enforced", "status": "False", "reason": "ProxyLost", "message": "Pods that cannot be heard"}
+    api.get("SpendBudget", "team")["status"]["conditions"] = [said_of_it]
+    assert "team: Enforced=False, Pods that cannot be heard" in plugin("status").stdout
+    live(api, replace(balance(USD), enforced=True))
+    assert "delete pod" not in plugin("explain", "chat").stdout
 
 
 def test_what_was_last_accepted_is_what_is_explained(api: KubeApi) -> None:

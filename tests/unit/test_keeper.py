@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from stepdown.budget.serving import Unheard
 from stepdown.plan.plan import Plan
 from stepdown.reconcile import decide
 from stepdown.sync.keeper import moved, next_steps
@@ -38,3 +39,12 @@ def test_what_is_held_for_lost_proxies_brings_the_step_nearer() -> None:
 def test_a_spent_budget_waits_for_nothing() -> None:
     assert judged("100")[1] == {}
     assert judged("250")[1] == {}
+
+
+def test_a_pass_is_due_when_a_ceiling_waits_for_somebody_else() -> None:
+    """The status would go on naming a pod that is gone, and not the one that is to be deleted now."""
+    plan, _ = judged("10")
+    (balance,) = [each.balance for each in plan.budgets.values() if each.balance is not None]
+    lost = Unheard("shop", "web-1", "uid-1", NOW_S)
+    assert not moved(plan, {balance.account: balance})
+    assert moved(plan, {balance.account: replace(balance, unheard=(lost,))})

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from stepdown.budget.serving import Unheard
 from stepdown.model.config import SHARDS, Shard, digest, shard_of
 from stepdown.model.route import RouteStatus
 from stepdown.model.spend import BudgetStatus
@@ -200,6 +201,25 @@ def test_enforced_only_when_acknowledged() -> None:
     found = {each["type"]: each for each in second.statuses[("SpendBudget", "shop/team")]["conditions"]}
     assert found["Enforced"]["lastTransitionTime"] == "2026-11-23T12:01:00Z"
     assert found["Accepted"]["lastTransitionTime"] == "2026-11-23T12:00:00Z"
+
+
+def test_a_ceiling_that_waits_for_a_pod_names_it_and_what_to_do() -> None:
+    """Nobody would find the one pod on a dead node for which every new budget waits; nor know that it takes their word."""
+    things = world(route(), budget())
+    view = spent(things, team="1.00")
+    lost = tuple(Unheard("shop", f"web-{number}", f"uid-{number}", NOW_S - 600.0) for number in range(20))
+
+    def held(*unheard: Unheard) -> Pass:
+        balances = {key: replace(each, enforced=not unheard, unheard=unheard) for key, each in view.balances.items()}
+        return reconcile(things, replace(view, balances=balances), NOW_S)
+
+    assert _condition(held(lost[0]), "SpendBudget", "shop/team", "Enforced") == ("False", "ProxyLost")
+    assert _condition(held(lost[0]), "SpendBudget", "shop/team", "Ready") == ("False", "NotEnforced")
+    told = {each["type"]: each["message"] for each in held(lost[0]).statuses[("SpendBudget", "shop/team")]["conditions"]}
+    assert "shop/web-0 since 2026-11-23T11:50:00Z. What still runs" in told["Enforced"] == told["Ready"]
+    assert "`kubectl delete pod -n shop web-0 --force`" in told["Enforced"]
+    many = {each["type"]: each["message"] for each in held(*lost).statuses[("SpendBudget", "shop/team")]["conditions"]}
+    assert "shop/web-7 since 2026-11-23T11:50:00Z and 12 more. What" in many["Enforced"]
 
 
 def test_an_invalid_update_says_so_once() -> None:

@@ -117,6 +117,8 @@ def _print(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan")
         click.echo(f"  every request is refused: {route.refuse}")
     for force in route.forces:
         click.echo(f"  budget {force.budget}: {_budget(force.budget, plan)}")
+        for warning in _unheld(force.budget, plan):
+            click.echo(click.wrap_text(warning, _width(), "    ", "    "))
     if not route.forces:
         click.echo("  no budget binds it: nothing is ever stepped down or refused for money")
     for name, each in classes.items():
@@ -178,6 +180,15 @@ def _budget(key: str, plan: "Plan") -> str:
     step = budget.verdict.step
     state = "no step reached" if step is None else f"step at {step.at_percent} %: {step.action} {step.max_tier or ''}".strip()
     return f"{kind}, ${nusd_to_usd(budget.limit_nusd)} a month, {percent(budget.used)} % used, {state}"
+
+
+def _unheld(key: str, plan: "Plan") -> list[str]:
+    """What somebody has to see to before the ceiling holds."""
+    from stepdown.model.conditions import PROXY_LOST
+    from stepdown.status.budgets import enforced
+
+    said = enforced(plan.budgets[key])
+    return [f"not enforced: {said.message}"] if said.reason == PROXY_LOST else []
 
 
 def _as_json(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan") -> dict[str, Any]:

@@ -31,6 +31,8 @@ SECTIONS = ("RoutingProxy", "SpendBudget", "ModelRoute", "ModelCatalog")
 MONEY = ("spentUSD", "reservedUSD", "unreconciledUSD", "remainingUSD", "limitUSD", "usedPercent")
 TOLD = ("Accepted", "ResolvedRefs", "WithinBudget", "Reconciled")
 """Conditions that are told in words where they do not hold."""
+TOLD_REASONS = ("ProxyLost",)
+"""Of other conditions: what somebody has to see to."""
 _CONDITION = re.compile(r'\.status\.conditions\[\?\(@\.type=="(\w+)"\)\]\.(\w+)')
 
 
@@ -142,7 +144,8 @@ def _print_section(kind: str, items: list[dict[str, Any]]) -> None:
     print_table(kind, [*head, *(column.name.upper() for column in columns)], rows)
     for item in items:
         for condition in _status(item).get("conditions", ()):
-            if condition["type"] in TOLD and condition["status"] == "False":
+            told = condition["type"] in TOLD or condition["reason"] in TOLD_REASONS
+            if told and condition["status"] == "False":
                 click.echo(f"  {item['metadata']['name']}: {condition['type']}=False, {condition['message']}")
     click.echo()
 

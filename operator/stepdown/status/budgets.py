@@ -3,13 +3,14 @@
 A spent budget works as told: Ready stays True, and WithinBudget=False says it (kstatus reads Ready=False as "in progress").
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from stepdown.budget.account import Balance
 from stepdown.budget.forecast import forecast
 from stepdown.budget.months import Period, day_of, rfc3339
+from stepdown.budget.serving import Unheard
 from stepdown.budget.verdict import percent
 from stepdown.model import conditions
 from stepdown.model.conditions import Condition
@@ -18,21 +19,21 @@ from stepdown.plan.budgets import BudgetPlan
 from stepdown.status import summary
 from stepdown.status.documents import Document, answered, condition, conditions_document, ready, since, stalled
 
-MODELS_SHOWN = 64
+MODELS_SHOWN, PODS_SHOWN = 64, 8
 
 
 def budget_status(plan: BudgetPlan, stepped: int, previous: Mapping[str, Any] | None, now_s: float) -> Document:
     """The whole document. `stepped`: how many routes a step of this budget holds down."""
-    enforced, within = _enforced(plan), _within(plan)
-    awaiting = enforced.reason == conditions.AWAITING_ACKNOWLEDGEMENT
+    held, within = enforced(plan), _within(plan)
+    awaiting = held.reason in (conditions.AWAITING_ACKNOWLEDGEMENT, conditions.PROXY_LOST)
     made = (
         answered(conditions.ACCEPTED, plan.accepted),
-        enforced,
+        held,
         within,
         ready(
             (
                 (plan.accepted.holds, conditions.NOT_ACCEPTED, plan.accepted.message),
-                (not awaiting, conditions.NOT_ENFORCED, enforced.message),
+                (not awaiting, conditions.NOT_ENFORCED, held.message),
             )
         ),
         *_reconciled(plan.invoiced),
@@ -104,7 +105,7 @@ def money_summary(balance: Balance | None, limit_nusd: int, used: Fraction) -> D
     }
 
 
-def _enforced(plan: BudgetPlan) -> Condition:
+def enforced(plan: BudgetPlan) -> Condition:
     kind = conditions.ENFORCED
     if plan.terms is None:
         return condition(kind, None, conditions.PENDING, "No spec of the budget was ever in force.")
@@ -113,10 +114,24 @@ def _enforced(plan: BudgetPlan) -> Condition:
         return condition(kind, False, conditions.SOFT, message)
     if not plan.members:
         return condition(kind, True, conditions.NO_ROUTES, "The budget binds no route, so there is nothing to hold.")
+    if plan.balance is not None and plan.balance.unheard:
+        return condition(kind, False, conditions.PROXY_LOST, _lost(plan.balance.unheard))
     if plan.balance is None or not plan.balance.enforced:
         message = "Some proxies have not acknowledged the budget for all of its routes yet; they do so as their requests end."
         return condition(kind, False, conditions.AWAITING_ACKNOWLEDGEMENT, message)
     return condition(kind, True, conditions.ENFORCED_REASON, "The bill of the period cannot pass the limit.")
+
+
+def _lost(unheard: Sequence[Unheard]) -> str:
+    first = unheard[0]
+    shown = [f"{each.namespace}/{each.pod} since {rfc3339(int(each.since_s))}" for each in unheard[:PODS_SHOWN]]
+    more = f" and {len(unheard) - PODS_SHOWN} more" if len(unheard) > PODS_SHOWN else ""
+    return (
+        "Pods that cannot be heard have not acknowledged the budget for all of its routes: "
+        f"{', '.join(shown)}{more}. What still runs there may serve these routes without the budget, until it is heard again "
+        "or the pod is gone. On a node that cannot be reached a pod stays until it or the node is deleted; once the node is "
+        f"known to be dead, `kubectl delete pod -n {first.namespace} {first.pod} --force`."
+    )
 
 
 def _reconciled(balance: Balance | None) -> Iterable[Condition]:
