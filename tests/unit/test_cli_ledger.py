@@ -56,6 +56,7 @@ def test_an_export_may_go_to_stdout(ledger: Path, tmp_path: Path) -> None:
 def test_a_migration_is_told_in_words(ledger: Path) -> None:
     connection = sqlite3.connect(ledger)
     connection.executescript(
+        "DROP INDEX instances_by_pod; ALTER TABLE instances DROP COLUMN pod; ALTER TABLE instances DROP COLUMN pod_uid;"
         "DROP TABLE overruns; DROP TABLE purchase_orders; UPDATE alembic_version SET version_num = '0002';"
     )
     connection.close()
@@ -67,6 +68,15 @@ def test_a_migration_is_told_in_words(ledger: Path) -> None:
     assert "What was there is unchanged." in call("ledger", "migrate", str(ledger)).output
     assert "nothing to do" in call("ledger", "migrate", str(ledger)).output
     assert call("ledger", "verify", str(ledger)).exit_code == 0
+
+
+def test_a_file_of_something_else_is_no_ledger_that_is_there_already(ledger: Path) -> None:
+    """Who is told that there is one goes and looks for a backup of his shopping list."""
+    (ledger.parent / "notes").write_text("milk\n" * 50)
+    for given, code, says in (("notes", 3, "is not a ledger"), ("ledger.db", 1, "there is a ledger already")):
+        refused = call("ledger", "init", str(ledger.parent / given))
+        assert (refused.exit_code, says in refused.output) == (code, True), refused.output
+    assert (ledger.parent / "notes").read_text() == "milk\n" * 50
 
 
 @pytest.mark.parametrize("url", ["postgresql://me:secret@/x?host=/nowhere", "postgresql:///x?host=/nowhere&password=secret"])

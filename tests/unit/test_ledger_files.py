@@ -128,6 +128,18 @@ def test_other_files_are_not_taken_for_ledgers(tmp_path: Path) -> None:
         Ledger.open("mysql://db/ledger", create=True)
 
 
+@pytest.mark.parametrize("spoil", ["DELETE FROM alembic_version", "DROP TABLE alembic_version", "DROP TABLE bindings"])
+def test_a_ledger_with_something_missing_is_refused_before_it_is_used(path: Path, spoil: str) -> None:
+    """Somebody's repair, or a copy by hand: half of it would be taken for all of it."""
+    connection = sqlite3.connect(path)
+    connection.execute(spoil)
+    connection.commit()
+    connection.close()
+    for how in ({"create": True}, {"create": False, "read_only": True}, {"create": False, "beside": True}):
+        with pytest.raises(errors.LedgerCorrupt, match=r"Bring it back from a backup"):
+            Ledger.open(path, **how)
+
+
 def test_a_newer_ledger_is_refused(path: Path) -> None:
     """After a rollback, an older build would misread what a newer one wrote."""
     with sqlite3.connect(path) as connection:

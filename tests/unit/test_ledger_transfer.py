@@ -169,6 +169,27 @@ def test_whoever_begins_on_the_old_one_all_the_same_grants_nothing_twice(tmp_pat
     back.ledger.close()
 
 
+def test_a_ledger_that_was_moved_is_not_moved_elsewhere(ends: tuple[Place, Place], tmp_path: Path) -> None:
+    """By then it is an older copy: what was spent since would be forgotten, and two would grant."""
+    source, target = ends
+    filled(source).ledger.close()
+    transfer.move(source, target)
+    with pytest.raises(errors.LedgerMoved, match="was moved to"):
+        transfer.move(source, tmp_path / "third.db")
+    assert not (tmp_path / "third.db").exists()
+
+
+def test_an_import_that_was_killed_is_begun_again(ends: tuple[Place, Place]) -> None:
+    """Between the source's end and the target's begin nobody keeps the money: who says it again must not be stuck."""
+    source, target = ends
+    filled(source).ledger.close()
+    before = content(source)
+    Ledger.open(target, create=True).close()
+    transfer._take_over(source, transfer._named(target))
+    transfer.move(source, target)
+    assert content(target) == before
+
+
 # An export ------------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +279,25 @@ def test_a_file_that_is_not_what_was_exported_changes_nothing(
             transfer.move(tmp_path / "copy", target)
         with pytest.raises(errors.LedgerMissing):
             Ledger.open(target, create=False, read_only=True)
+
+
+def test_a_page_that_is_damaged_is_the_source_s(tmp_path: Path) -> None:
+    """Whoever reads that the copy is damaged looks for another disk, and has no backup."""
+    filled(tmp_path / "ledger.db").ledger.close()
+    whole = (tmp_path / "ledger.db").read_bytes()
+    source, refused = tmp_path / "spoilt.db", 0
+    for page in range(1, len(whole) // 4096):
+        source.write_bytes(whole[: page * 4096] + b"\xff" * 32 + whole[page * 4096 + 32 :])
+        for into in (transfer.export, transfer.move):
+            try:
+                into(source, tmp_path / "new.db")
+            except errors.LedgerError as error:
+                refused += 1
+                assert str(source) in str(error) and "new.db" not in str(error)
+                assert not list(tmp_path.glob("new.db*")), "what was refused has left something"
+            for made in tmp_path.glob("new.db*"):
+                made.unlink()
+    assert refused > 10
 
 
 def test_nothing_is_imported_over_money_that_is_known(ends: tuple[Place, Place]) -> None:

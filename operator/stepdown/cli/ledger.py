@@ -169,13 +169,12 @@ def import_(source: str | Path, ledger_place: str | Path) -> None:
 
 
 def _is_there(ledger_place: str | Path) -> bool:
-    from stepdown.ledger import Ledger
+    """What is no ledger raises a LedgerError that says so."""
+    from stepdown.ledger.database import open_database
     from stepdown.ledger.errors import LedgerMissing
 
-    if isinstance(ledger_place, Path):
-        return ledger_place.exists()
     try:
-        Ledger.open(ledger_place, create=False, beside=True).close()
+        open_database(ledger_place, create=False, read_only=True, beside=False).close()
     except LedgerMissing:
         return False
     return True

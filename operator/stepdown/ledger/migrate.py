@@ -4,7 +4,7 @@ Which schema a file has is read without alembic: that is imported only when ther
 long-running process ten megabytes for a thing that happens once a release.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -67,12 +67,15 @@ def revision_of(connection: sa.Connection, where: str) -> str:
 
     A newer one may say that it only adds to what this build knows: then it is as good as this build's own.
     """
-    try:
-        revision = connection.execute(sa.select(schema.version.c.version_num)).scalar()
-    except sa.exc.OperationalError as error:
+    there = set(sa.inspect(connection).get_table_names())
+    _refuse_incomplete(schema.FIRST_TABLES - there, where)
+    revision = connection.execute(sa.select(schema.version.c.version_num)).scalar()
+    if revision is None:
         raise errors.LedgerCorrupt(
             f"the ledger {where} says nowhere which schema it has: it is damaged. Bring it back from a backup"
-        ) from error
+        )
+    if revision == schema.REVISIONS[-1]:
+        _refuse_incomplete(schema.metadata.tables.keys() - there, where)
     if revision not in schema.REVISIONS:
         oldest = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.name == "oldest")).scalar()
         if oldest in schema.REVISIONS:
@@ -82,6 +85,14 @@ def revision_of(connection: sa.Connection, where: str) -> str:
             "that wrote it, or bring back a backup from before the upgrade"
         )
     return str(revision)
+
+
+def _refuse_incomplete(lacking: Collection[str], where: str) -> None:
+    if lacking:
+        raise errors.LedgerCorrupt(
+            f"the ledger {where} has no table {min(lacking)!r}: it is damaged, or another program's. Bring it back from a"
+            " backup"
+        )
 
 
 def _columns(connection: sa.Connection) -> dict[str, set[str]]:

@@ -42,6 +42,19 @@ class Moved(NamedTuple):
     epoch: int
 
 
+class _Rows(NamedTuple):
+    digest: str
+    rows: int
+
+
+class _Found(NamedTuple):
+    """What a ledger is that may be copied."""
+
+    digest: str
+    sealed: bool
+    """A copy that nobody has led since."""
+
+
 def export(source: "str | Path", path: Path) -> Moved:
     """Writes a sealed copy of the ledger as it is at this moment; its keeper may be at work. Raises a LedgerError."""
     if path.exists():
@@ -50,16 +63,12 @@ def export(source: "str | Path", path: Path) -> Moved:
     for trace in (draft, *(draft.with_name(draft.name + end) for end in ("-wal", "-shm", "-journal", ".new"))):
         trace.unlink(missing_ok=True)
     try:
-        with (
-            closing(_reader(source)) as old,
-            closing(_opened(draft, create=True, beside=True)) as new,
-            old.transaction(write=False) as reads,
-            new.opening() as writes,
-        ):
-            _check(reads, old.where)
-            copied, number = _copy(reads, writes, new.where), _epoch(reads)
-            store.write_meta(writes, "epoch", str(number))
-            store.write_meta(writes, SEAL, _seal(copied.digest, number))
+        with closing(_reader(source)) as old, old.transaction(write=False) as reads:
+            found = _check(reads, old.where)
+            with closing(_opened(draft, create=True, beside=True)) as new, new.opening() as writes:
+                copied, number = _copy(reads, writes, new.where, found.digest), _epoch(reads)
+                store.write_meta(writes, "epoch", str(number))
+                store.write_meta(writes, SEAL, _seal(copied.digest, number))
         sqlite.finish(draft, path)
     except BaseException:
         with suppress(OSError):
@@ -75,7 +84,11 @@ def move(source: "str | Path", target: "str | Path") -> Moved:
     """
     with closing(_reader(source)) as old:
         with old.transaction(write=False) as reads:
-            sealed = _check(reads, old.where)
+            sealed = _check(reads, old.where).sealed
+            if not sealed:
+                refuse_moved(reads, old.where, into=target)
+        if not sealed:
+            _opened(source, create=False, beside=True).close()  # Whoever keeps it must be told.
         with closing(_opened(target, create=True)) as new:
             if old.where == new.where:
                 raise errors.LedgerRefused(f"{old.where} is the ledger itself: name the one that it is to be imported into")
@@ -92,10 +105,13 @@ def move(source: "str | Path", target: "str | Path") -> Moved:
                 raise
 
 
-def refuse_moved(connection: sa.Connection, where: str) -> None:
-    """Raises LedgerMoved for a ledger that is kept elsewhere now. `Ledger.open` asks, for who means to keep it."""
+def refuse_moved(connection: sa.Connection, where: str, *, into: "str | Path | None" = None) -> None:
+    """Raises LedgerMoved for a ledger that is kept elsewhere now. `Ledger.open` asks, for who means to keep it.
+
+    `into`: where it is to be moved; an import that was broken off may be begun again.
+    """
     now = store.read_meta(connection, MOVED, "")
-    if now:
+    if now and (into is None or now != _named(into)):
         raise errors.LedgerMoved(
             f"the ledger {where} was moved to {now}, and what was spent since is known there only. Name that one; or import it "
             f"back into a new ledger. If it is lost: `stepdown ledger export {where} -o NEW` makes a ledger of this one, which "
@@ -109,15 +125,15 @@ def refuse_moved(connection: sa.Connection, where: str) -> None:
 def _moved(old: Database, new: Database) -> Moved:
     with old.transaction(write=False) as reads, new.opening() as writes:
         _refuse_unless_empty(writes, new.where)
-        copied = _copy(reads, writes, new.where)
+        copied = _copy(reads, writes, new.where, _digest(reads).digest)
         if wrong := verify.differences(writes):
             raise errors.LedgerCorrupt(f"the ledger {new.where} does not add up after the import: {wrong[0]}. It stays empty")
         taken = epoch.take(writes, f"stepdown ledger import of {old.where}", above=_epoch(reads))
         return copied._replace(epoch=taken.number)
 
 
-def _check(reads: sa.Connection, where: str) -> bool:
-    """Whether it is a sealed copy. Raises a LedgerError where it cannot be copied as it is."""
+def _check(reads: sa.Connection, where: str) -> "_Found":
+    """Reads every row. Raises a LedgerError where it cannot be copied as it is."""
     revision = reads.execute(sa.select(schema.version.c.version_num)).scalar()
     if revision != schema.REVISIONS[-1]:  # One that only adds can be worked on; a copy would leave out what it adds.
         raise errors.LedgerNewer(
@@ -131,15 +147,15 @@ def _check(reads: sa.Connection, where: str) -> bool:
             + (f" (and {len(wrong) - 1} more; `stepdown ledger verify` names them)" if len(wrong) > 1 else "")
         )
     seal = store.read_meta(reads, SEAL, "")
-    number = _epoch(reads)
+    number, digest = _epoch(reads), _digest(reads).digest
     if not seal or not seal.endswith(f":{number}"):  # Who leads takes an epoch: then it is a ledger like any other.
-        return False
-    if seal != _seal(_digest(reads)[0], number):
+        return _Found(digest, sealed=False)
+    if seal != _seal(digest, number):
         raise errors.LedgerCorrupt(
             f"{where} is not what was exported: a row was changed, or the file was damaged on its way. Export again; nothing "
             "was imported"
         )
-    return True
+    return _Found(digest, sealed=True)
 
 
 def _refuse_unless_empty(connection: sa.Connection, where: str) -> None:
@@ -173,8 +189,8 @@ def _give_back(source: "str | Path") -> None:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _copy(reads: sa.Connection, writes: sa.Connection, where: str) -> Moved:
-    """Raises LedgerCorrupt if what has arrived is not what was there."""
+def _copy(reads: sa.Connection, writes: sa.Connection, where: str, digest: str) -> Moved:
+    """`digest`: of what is there. Raises LedgerCorrupt if what has arrived is something else."""
     for table in _tables():
         for rows in _parts(reads, table):
             writes.execute(table.insert(), [dict(row._mapping) for row in rows])
@@ -186,11 +202,11 @@ def _copy(reads: sa.Connection, writes: sa.Connection, where: str) -> Moved:
             newest = sa.select(sa.func.max(table.c.id)).scalar_subquery()
             sequence = sa.func.pg_get_serial_sequence(table.name, "id")
             writes.execute(sa.select(sa.func.setval(sequence, sa.func.greatest(newest, 1))))
-    digest, rows_copied = _digest(writes)
-    if digest != _digest(reads)[0]:
+    arrived = _digest(writes)
+    if digest != arrived.digest:
         raise errors.LedgerCorrupt(f"what was written to {where} is not what was read. Nothing of it stays")
     accounts = writes.execute(sa.select(sa.func.count()).select_from(schema.accounts)).scalar() or 0
-    return Moved(where, accounts, rows_copied, digest, 0)
+    return Moved(where, accounts, arrived.rows, digest, 0)
 
 
 def _tables() -> list[sa.Table]:
@@ -205,8 +221,8 @@ def _parts(connection: sa.Connection, table: sa.Table) -> Iterator[Sequence[sa.R
     yield from connection.execute(select, execution_options={"yield_per": PART}).partitions()
 
 
-def _digest(connection: sa.Connection) -> tuple[str, int]:
-    """Of every row, in no order, since two databases sort names differently; and how many rows there are."""
+def _digest(connection: sa.Connection) -> "_Rows":
+    """Of every row, in no order, since two databases sort names differently."""
     total, count = 0, 0
     for table in _tables():
         names = [column.name for column in table.columns]
@@ -216,7 +232,7 @@ def _digest(connection: sa.Connection) -> tuple[str, int]:
     for row in connection.execute(sa.select(schema.meta.c.name, schema.meta.c.value)):
         if row.name not in _OWN:
             total += _of("meta", ["name", "value"], row)
-    return f"{total % 2**256:064x}", count
+    return _Rows(f"{total % 2**256:064x}", count)
 
 
 def _of(table: str, names: Sequence[str], row: Sequence[Any]) -> int:
@@ -234,6 +250,14 @@ def _seal(digest: str, number: int) -> str:
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
+
+
+def _named(place: "str | Path") -> str:
+    """As `Database.where` says it, of one that need not be there."""
+    if isinstance(place, Path) or "://" not in place:
+        return str(place)
+    url = sa.make_url(place)
+    return sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
 
 
 def _reader(place: "str | Path") -> Database:
