@@ -229,6 +229,14 @@ def test_a_ledger_that_cannot_be_used_is_refused(ledger: Path) -> None:
     assert foreign.read_bytes() == b"no ledger at all" * 100
 
 
+def test_no_bill_is_settled_in_a_ledger_that_was_moved(ledger: Path) -> None:
+    """What is settled in an older copy is settled nowhere, and the administrator believes that it is."""
+    assert call("ledger", "import", ledger, ledger.parent / "new.db").exit_code == 0
+    refused = reconcile(ledger, BILL, "--dry-run")
+    assert (refused.exit_code, "was moved to" in refused.stderr) == (3, True)
+    assert reconcile(ledger.parent / "new.db", BILL).exit_code == 0
+
+
 def test_an_invoice_is_read_while_the_keeper_works(ledger: Path) -> None:
     """Nobody stops the operator to close a month; and what is settled holds for the next message."""
     keeper = Ledger.open(ledger, create=False)

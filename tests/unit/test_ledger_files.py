@@ -108,6 +108,23 @@ def test_a_scrambled_ledger_is_refused(path: Path) -> None:
         Ledger.open(path, create=True)
 
 
+def test_whoever_verifies_a_backup_is_told_of_every_page(path: Path) -> None:
+    """Sums that agree beside a damaged index: the keeper refuses the file on the day on which it is needed."""
+    data = path.read_bytes()
+    for page in range(1, len(data) // 4096):
+        path.write_bytes(data[: page * 4096] + b"\xff" * 64 + data[page * 4096 + 64 :])
+        try:
+            ledger = Ledger.open(path, create=False, read_only=True)
+        except errors.LedgerCorrupt:
+            continue
+        try:
+            assert "the file is damaged: " in ledger.verify()[0], f"page {page + 1}"
+        except errors.LedgerCorrupt:
+            pass
+        finally:
+            ledger.close()
+
+
 def test_other_files_are_not_taken_for_ledgers(tmp_path: Path) -> None:
     """A wrong --ledger must not write tables into somebody's database."""
     text = tmp_path / "notes.txt"

@@ -87,7 +87,7 @@ class Ledger:
                             "its keeper upgrades it"
                         )
                     migrate.upgrade(connection)
-                if not (read_only or beside):
+                if not read_only:
                     refuse_moved(connection, database.where)
             return cls(database)
         except BaseException:
@@ -415,7 +415,7 @@ class Ledger:
 
     def verify(self) -> list[str]:
         """Differences between the ledger's own sums, a sentence each; none when all is well."""
-        return self._read(lambda connection: verify.differences(connection))
+        return self._read(lambda connection: verify.everything(connection))
 
 
 def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:

@@ -162,7 +162,7 @@ def _find(connection: sa.Connection, where: str, *, create: bool) -> None:
     lacking = schema.FIRST_TABLES - tables
     if not there:
         if not create:
-            raise errors.LedgerMissing(f"there is no ledger in {where}: the operator makes it when it starts")
+            raise errors.LedgerMissing(f"there is no ledger in {where}: the operator makes it when it starts, or `stepdown ledger init` does")
         schema.create(connection)
     elif lacking:
         raise errors.LedgerForeign(
@@ -178,7 +178,8 @@ def translated(error: sa.exc.DBAPIError, where: str, *, unsure: bool) -> errors.
     text = str(original).strip().replace("\n", " ")
     if state.startswith(_INTERRUPTED) or error.connection_invalidated or (not state and _broken(original)):
         so = "it may have happened" if unsure else "nothing of this was written"
-        return errors.LedgerInterrupted(f"the ledger {where} was interrupted, {so}: {text}", unsure=unsure)
+        hint = "" if state else ". Does the database run, and is this its address?"
+        return errors.LedgerInterrupted(f"the ledger {where} was interrupted, {so}: {text}{hint}", unsure=unsure)
     if state == "53100":
         return errors.LedgerFull(
             f"no room to write the ledger {where}: nothing can be granted. Make room on the database's disk"

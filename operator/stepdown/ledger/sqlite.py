@@ -220,11 +220,11 @@ def _check_header(path: Path) -> None:
     if not size:
         raise errors.LedgerCorrupt(_corrupt(path, "it is empty (0 bytes)"))
     if header[:16] != MAGIC[: len(header)]:
-        raise errors.LedgerForeign(f"{path} is not a ledger, nor any SQLite file: give --ledger another path")
+        raise errors.LedgerForeign(f"{path} is not a ledger, nor any SQLite file: name the ledger's own file")
     if len(header) < 100:
         raise errors.LedgerCorrupt(_corrupt(path, f"it ends after {size} bytes"))
     if int.from_bytes(header[68:72], "big") != APPLICATION_ID:
-        raise errors.LedgerForeign(f"{path} is a SQLite file of another program, not a ledger: give --ledger another path")
+        raise errors.LedgerForeign(f"{path} is a SQLite file of another program, not a ledger: name the ledger's own file")
     page = int.from_bytes(header[16:18], "big")
     expected = int.from_bytes(header[28:32], "big") * (65_536 if page == 1 else page)
     if header[24:28] == header[92:96] and size < expected:
@@ -233,7 +233,7 @@ def _check_header(path: Path) -> None:
 
 def _corrupt(path: Path | None, what: str) -> str:
     return (
-        f"the ledger {path} is damaged: {what}. Nothing is granted from it. Bring it back from a backup, or move the file, "
+        f"the ledger {path} is damaged: {' '.join(what.split())}. Nothing is granted from it. Bring it back from a backup, or move the file, "
         "its -wal, -shm and .wal away to begin a new one that forgets what has been spent"
     )
 

@@ -13,6 +13,18 @@ from stepdown.ledger.lease import Account
 from stepdown.ledger.schema import accounts, bindings, counters, instances, leases, names, openings, tickets
 
 
+def everything(connection: sa.Connection) -> list[str]:
+    return damage(connection) + differences(connection)
+
+
+def damage(connection: sa.Connection) -> list[str]:
+    """What its keeper would refuse the file for: pages that no sum is made of may be damaged, too."""
+    if connection.dialect.name != "sqlite":
+        return []
+    found = connection.exec_driver_sql("PRAGMA quick_check(3)").scalars()
+    return [f"the file is damaged: {' '.join(text.split())}" for text in found if text != "ok"]
+
+
 def differences(connection: sa.Connection) -> list[str]:
     everything = store.load_accounts(connection)
     store.load_leases(connection, everything, everything=True)
