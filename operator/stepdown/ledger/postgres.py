@@ -162,7 +162,9 @@ def _find(connection: sa.Connection, where: str, *, create: bool) -> None:
     lacking = schema.FIRST_TABLES - tables
     if not there:
         if not create:
-            raise errors.LedgerMissing(f"there is no ledger in {where}: the operator makes it when it starts, or `stepdown ledger init` does")
+            raise errors.LedgerMissing(
+                f"there is no ledger in {where}: the operator makes it when it starts, or `stepdown ledger init` does"
+            )
         schema.create(connection)
     elif lacking:
         raise errors.LedgerForeign(
