@@ -233,8 +233,8 @@ def _check_header(path: Path) -> None:
 
 def _corrupt(path: Path | None, what: str) -> str:
     return (
-        f"the ledger {path} is damaged: {' '.join(what.split())}. Nothing is granted from it. Bring it back from a backup, or move the file, "
-        "its -wal, -shm and .wal away to begin a new one that forgets what has been spent"
+        f"the ledger {path} is damaged: {' '.join(what.split())}. Nothing is granted from it. Bring it back from a backup, or "
+        "move the file, its -wal, -shm and .wal away to begin a new one that forgets what has been spent"
     )
 
 
