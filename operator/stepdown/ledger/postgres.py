@@ -177,10 +177,10 @@ def translated(error: sa.exc.DBAPIError, where: str, *, unsure: bool) -> errors.
     """PostgreSQL's error in the ledger's words, by its SQLSTATE."""
     original = error.orig
     state = getattr(original, "sqlstate", None) or ""
-    text = str(original).strip().replace("\n", " ")
+    text = " ".join(str(original).split())
     if state.startswith(_INTERRUPTED) or error.connection_invalidated or (not state and _broken(original)):
         so = "it may have happened" if unsure else "nothing of this was written"
-        hint = "" if state else ". Does the database run, and is this its address?"
+        hint = "" if state or text.endswith("?") else ". Does the database run, and is this its address?"
         return errors.LedgerInterrupted(f"the ledger {where} was interrupted, {so}: {text}{hint}", unsure=unsure)
     if state == "53100":
         return errors.LedgerFull(
