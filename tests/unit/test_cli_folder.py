@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from stepdown.budget.account import Binding
 from stepdown.cli.app import stepdown
 from stepdown.ledger import Ledger
-from stepdown.model.sync import LeaseReport, SyncRequest
+from stepdown.model.sync import Counter, LeaseReport, SyncRequest
 from stepdown.sync import log
 from stepdown.sync.clock import now_s
 
@@ -92,6 +92,28 @@ def test_explain_shows_the_ladder_the_rung_in_force_and_why_not_the_others(nearl
     assert "96.0 % used, step at 95 %: StepDown UltraBudget" in text
     assert "Class critical: DeepSeek-R1 (Flagship), as wanted" in text and "Class default" not in text
     assert "Not on the default ladder" in text
+
+
+def test_explain_says_what_is_reserved_beyond_the_worst_case(nearly_spent: Path) -> None:
+    """A request that would fit is stepped down: by an upstream that once ignored max_tokens, and nothing else would say so."""
+    ledger, now = Ledger.open(nearly_spent, create=False), now_s()
+    longer = Counter(
+        route="stepdown-demo/analyze",
+        model="DeepSeek V4 Flash",
+        request_class="default",
+        day=int(now // 86_400),
+        requests=1,
+        cost_nusd=48_000_000,
+        overrun_nusd=1_200_000,
+    )
+    ledger.sync([SyncRequest(instance="i", fleet="stepdown-demo/default", seq=2, counters=(longer,))], now)
+    ledger.close()
+    command = ("explain", "analyze", "-f", str(SAMPLES), "--ledger", str(nearly_spent))
+    rungs = json.loads(call(*command, "-o", "json").output)["classes"]["default"]
+    assert [each["marginUSD"] for each in (*rungs["hidden"], rungs["inForce"])] == ["0.0012", "0.00"]
+    says = "DeepSeek V4 Flash: $0.0012 a request, since it has answered more than max_tokens allows"
+    assert says in " ".join(call(*command).output.split())
+    assert "Reserved beyond" not in call("explain", "analyze", "-f", str(SAMPLES)).output
 
 
 @pytest.mark.parametrize(

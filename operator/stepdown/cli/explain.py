@@ -126,6 +126,7 @@ def _print(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan")
     absent = [name for name in CLASSES if name not in route.classes]
     if absent and len(classes) == len(route.classes) and classes:
         click.echo(f"\nClass {' and '.join(absent)}: as default")
+    _print_margins(classes, _margins(route, plan))
     if route.ladders is not None and route.ladders.rejected:
         why: dict[str, list[str]] = {}
         for rejected in route.ladders.rejected:
@@ -158,6 +159,25 @@ def _print_class(name: str, each: "ClassPlan") -> None:
     )
     if each.fallbacks:
         click.echo(f"On an outage: {', '.join(rung.model.name for rung in each.fallbacks)}")
+
+
+def _margins(route: "RoutePlan", plan: "Plan") -> Mapping[str, int]:
+    """By model: what its requests reserve in nUSD beyond their worst case."""
+    fleet = plan.fleets.get(route.fleet)
+    return fleet.market.overruns if fleet is not None and fleet.market is not None else {}
+
+
+def _print_margins(classes: "Mapping[Any, ClassPlan]", margins: Mapping[str, int]) -> None:
+    """Why a request does not fit though its worst case would."""
+    from stepdown.model.money import nusd_to_usd
+
+    rungs = [rung for each in classes.values() for rung in (*each.rungs, *each.fallbacks)]
+    models = dict.fromkeys(rung.model.name for rung in rungs if margins.get(rung.model.name))
+    if models:
+        click.echo(click.style("\nReserved beyond the worst case", bold=True))
+    for model in models:
+        text = f"{model}: ${nusd_to_usd(margins[model])} a request, since it has answered more than max_tokens allows"
+        click.echo(click.wrap_text(text, _width(), "  ", "      "))
 
 
 def _rung(rung: "Rung") -> list[str]:
@@ -193,6 +213,9 @@ def _unheld(key: str, plan: "Plan") -> list[str]:
 
 def _as_json(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan") -> dict[str, Any]:
     from stepdown.budget.verdict import percent
+    from stepdown.model.money import nusd_to_usd
+
+    margins = _margins(route, plan)
 
     def rung_json(rung: "Rung") -> dict[str, Any]:
         name, upstream_id, tier, input_usd, output_usd = _rung(rung)
@@ -202,6 +225,7 @@ def _as_json(route: "RoutePlan", classes: "Mapping[Any, ClassPlan]", plan: "Plan
             "tier": tier,
             "inputUSDPerMTok": None if input_usd == "?" else input_usd,
             "outputUSDPerMTok": None if output_usd == "?" else output_usd,
+            "marginUSD": nusd_to_usd(margins.get(name, 0)),
         }
 
     return {
