@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.proof.sums import Sums
 from tests.proof.truth import Truth, Violation, Waiting
 
 TEAM = "shop/team@0"
@@ -68,3 +69,18 @@ def test_what_the_keeper_comes_to_hold_for_the_unheard_is_not_there() -> None:
     world.exchanges(4)
     world.truth.refused(world.wait, 600, "a request")
     assert world.truth.tally.judged == 1
+
+
+def test_a_budget_that_is_hard_again_is_held_to_what_was_committed_then() -> None:
+    """What it let pass while it was soft may stay, by the ledger's word or by nobody's; nothing comes on top of it."""
+    truth = World().truth
+    truth.worth[TEAM] = 1_400
+    truth.freed(TEAM)
+    truth.committed({TEAM: Sums(1_000, 10**9, 900, 900, 0)}, {}, 100.0)  # soft: nothing is claimed
+    truth.hardened(TEAM, 1_000, 1_300)
+    truth.committed({TEAM: Sums(1_000, 10**9, 1_300, 1_300, 0)}, {}, 101.0)
+    with pytest.raises(Violation, match=r"over: the ledger has granted 1401 nUSD, allowed are 1400"):
+        truth.committed({TEAM: Sums(1_000, 10**9, 1_401, 1_401, 0)}, {}, 102.0)
+    truth.worth[TEAM] = 1_401
+    with pytest.raises(Violation, match=r"lost: .* may come to 1401 nUSD, the ledger knows of 1300"):
+        truth.committed({TEAM: Sums(1_000, 10**9, 1_300, 1_300, 0)}, {}, 102.0)

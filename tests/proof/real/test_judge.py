@@ -105,6 +105,27 @@ def test_a_request_while_the_budget_was_deleted_is_not_held_against_it() -> None
     truth.check_sums(look(settled=10_020))
 
 
+def test_a_budget_that_was_soft_for_a_while_is_judged_by_what_it_held_before_and_since() -> None:
+    """Soft, it refuses nothing and knows less than was spent: neither is held against it, and neither is an excuse later."""
+    truth = judge()
+    team = truth.ceilings["team"]
+    billed(truth, 1, 600, at_s=10.0)
+    team.deleted(20.0)  # as the schedule tells of a budget that does not bind
+    billed(truth, 2, 3_000, at_s=21.0)
+    truth.check_ceilings(truth.worth([]))
+    truth.check_ledger(truth.worth([]), look(settled=599))  # one that is lost will say what is missing, or nobody will
+    team.enforced(30.0)
+    truth.check_ledger(truth.worth([]), look(settled=3_600))
+    assert team.allowed_nusd == LIMIT_NUSD, "what was spent meanwhile raises no ceiling"
+    with pytest.raises(Violation, match="lost: 600 nUSD of team"):
+        truth.check_ledger(truth.worth([]), look(settled=599))
+    billed(truth, 3, 400, at_s=31.0)
+    truth.check_ceilings(truth.worth([]))
+    billed(truth, 4, 1, at_s=32.0)
+    with pytest.raises(Violation, match="over: the bill of team is 1001 nUSD"):
+        truth.check_ceilings(truth.worth([]))
+
+
 @pytest.mark.parametrize(
     ("numbers", "why"),
     [
