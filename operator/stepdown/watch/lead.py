@@ -8,7 +8,7 @@ a LIST, and everything that was half done is done again, which is the same as do
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from stepdown.watch.crds import report_stale
 from stepdown.watch.engine import Engine, Rules
 from stepdown.watch.fleets import Fleets
 from stepdown.watch.handlers import Watchers
+from stepdown.watch.lost import LostPods
 from stepdown.watch.metrics import Metrics
 from stepdown.watch.options import Options
 from stepdown.watch.resync import Resync
@@ -106,6 +107,7 @@ class Leading:
         self._shown = Shown(StatusWriter(self._cluster), self._recorder, self._store, may_write=self._may_write)
         self._shown.wrote = self._count_status
         self._callers = Callers(self._cluster, self._wake)
+        self._lost = LostPods(self._cluster, lambda name: self._store.get("Namespace", name) is not None, self._vacate)
         await self._resync.list_everything()
         log.info("everything is listed", event="listed", **{kind: self._store.count(kind) for kind in WATCHED})
         keeper = Keeper(self.service, board=self._board)
@@ -140,6 +142,7 @@ class Leading:
             ("events", self._recorder.run()),
             ("certificates", self._tend_bundle()),
             ("callers", self._callers.run()),
+            ("lost", self._lost.run()),
             ("crds", report_stale(self._cluster)),
             ("watchdog", watch_over(watchers.alive, handlers.expected(), self._deliveries)),
         ):
@@ -219,6 +222,12 @@ class Leading:
         assert self._fleets is not None
         self._fleets.tell(made, self._deleting)
         self._shown.tell(made)
+        self._lost.tell(made.plan)
+
+    async def _vacate(self, pod_uids: Collection[str]) -> None:
+        assert self.service is not None
+        await self.service.call(lambda ledger: ledger.vacate(pod_uids))
+        self._wake()
 
     def _deleting(self, key: str) -> bool:
         seen = self._store.get("RoutingProxy", key)
