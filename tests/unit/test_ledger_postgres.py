@@ -247,7 +247,7 @@ def test_a_standby_that_lagged_behind_is_found_out_in_the_middle_of_a_term(keepe
     keeper.sync([message(1, 400)], 100.0)
     keeper.sync([message(2, 400)], 100.0)
     session(url, "UPDATE meta SET value = (value::int - 1)::text WHERE name = 'turn'")
-    with pytest.raises(errors.LedgerFenced, match="has gone back, from turn 3 to 2: it is an older copy"):
+    with pytest.raises(errors.LedgerFenced, match="has gone back, from turn 4 to 3: it is an older copy"):
         keeper.sync([message(3, 400)], 100.0)
     assert keeper.take_epoch("stepdown-0") == 2
     assert keeper.sync([message(3, 400)], 100.0)[0].asks[0].rung == 0

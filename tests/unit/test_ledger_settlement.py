@@ -35,8 +35,14 @@ def bill(nusd: int, *, digest: str = "one", through: int = LAST, slack: int = 0,
 
 @pytest.fixture
 def keeper(ledger_url: str) -> Iterator[Keeper]:
+    made = at_work(ledger_url)
+    yield made
+    made.ledger.close()
+
+
+def at_work(url: str | Path) -> Keeper:
     """Two budgets; a proxy that has gone on the tenth with 60 reserved and 40 idle of the first, and one that works."""
-    made = Keeper(ledger_url)
+    made = Keeper(url)
     made.now_s = NOON_S
     made.bind(binding(1000, "shop/chat", start_s=START_S), binding(1000, "lab/x", budget="lab/team", start_s=START_S))
     made.ledger.publish(FLEET, made.publish("one"), HORIZON_S)
@@ -48,8 +54,7 @@ def keeper(ledger_url: str) -> Iterator[Keeper]:
         counters=(on_tenth("shop/chat", 100),),
         acknowledged=made.digests,
     )
-    yield made
-    made.ledger.close()
+    return made
 
 
 def on_tenth(route: str, cost: int, **more: int) -> Counter:
@@ -240,6 +245,29 @@ def test_a_bill_is_settled_beside_a_keeper_on_another_machine(postgres: Server) 
     assert done.closed == ("gone",)
     assert keeper.balance(TEAM).invoiced_nusd == 30
     assert keeper.say("works", ask(1, 970, accounts=(TEAM,))).asks[0].rung == 0
+    keeper.ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["SQLite", "PostgreSQL"])
+def test_a_keeper_that_knows_the_account_by_heart_sees_what_a_bill_has_released(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """It would go on refusing with the numbers that it remembers, or give away what the bill has charged."""
+    place = tmp_path / "ledger.db" if kind == "SQLite" else request.getfixturevalue("postgres").database()
+    keeper = at_work(place)
+    lose(keeper)
+    has = {"acknowledged": keeper.digests}
+    assert keeper.say("works", ask(1, 800, accounts=(TEAM,)), **has).asks[0].rung == 0
+    assert (
+        keeper.say("works", ask(2, 70, accounts=(TEAM,)), leases=(lease(TEAM, granted=800, consumed=800),), **has).asks[0].rung
+        < 0
+    )
+    beside = Ledger.open(place, create=False, beside=True)
+    beside.reconcile(bill(30, through=FIRST + 12), keeper.now_s)
+    beside.close()
+    said = keeper.say("works", ask(3, 70, accounts=(TEAM,)), leases=(lease(TEAM, granted=800, consumed=800),), **has)
+    assert said.asks[0].rung == 0
+    assert keeper.ledger.verify() == []
     keeper.ledger.close()
 
 

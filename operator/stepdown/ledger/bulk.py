@@ -27,10 +27,15 @@ def put(
     if not rows:
         return
     if connection.dialect.name == "postgresql":
-        arrays = tuple(list(values) for values in zip(*rows, strict=True))
+        arrays = tuple(map(_array, (table.c[name] for name in columns), zip(*rows, strict=True)))
         connection.exec_driver_sql(_text(table, columns, _unnested(table, columns, connection.dialect), only_up), arrays)
     else:
         connection.exec_driver_sql(_text(table, columns, f"VALUES ({', '.join('?' * len(columns))})", only_up), list(rows))
+
+
+def _array(column: sa.Column[Any], values: tuple[Any, ...]) -> object:
+    """Numbers as PostgreSQL writes an array of them: the driver would look at each for its size."""
+    return f"{{{','.join(map(str, values))}}}" if isinstance(column.type, sa.Integer) else list(values)
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,13 @@ class Database(Protocol):
     def may_go_back(self) -> bool:
         """Whether it could be replaced by an older copy of itself while it is open, as when a standby takes over."""
 
+    def stamp(self, connection: sa.Connection, turn: int) -> int:
+        """The same as in the last transaction only if nobody else has written since. `turn`: of `epoch`, as this transaction
+        has found it, or is about to leave it."""
+
+    def together(self, connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+        """Statements in here answer nothing, and need not wait for each other; what fails of them raises at the end."""
+
     def transaction(self, *, write: bool = True) -> contextlib.AbstractContextManager[sa.Connection]:
         """Whole or not at all; raises a LedgerError. Without `write` it sees one state of everything, and changes nothing."""
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from stepdown.ledger.errors import LedgerFenced
 from stepdown.ledger.schema import meta
-from stepdown.ledger.store import write_meta
+from stepdown.ledger.store import read_meta, write_meta
 
 _EPOCH, _HOLDER, _TURN = "epoch", "holder", "turn"
 
@@ -56,6 +56,11 @@ def check(connection: sa.Connection, mine: int, turn: int) -> int:
             "wrote, such as a standby that lagged behind. Nothing was written; the next term finds out what is missing"
         )
     return found.turn
+
+
+def turn(connection: sa.Connection) -> int:
+    """As `read`, but to look only: nothing is locked."""
+    return int(read_meta(connection, _TURN, "0"))
 
 
 def next_turn(connection: sa.Connection, turn: int) -> int:

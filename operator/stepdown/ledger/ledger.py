@@ -20,7 +20,8 @@ from stepdown.ledger.check import check
 from stepdown.ledger.database import Database, again, open_database
 from stepdown.ledger.desk import Pressure
 from stepdown.ledger.marks import EPOCH, Marks
-from stepdown.ledger.round import Published, Round
+from stepdown.ledger.memory import Memory
+from stepdown.ledger.round import Published, Round, Tables
 from stepdown.ledger.schema import REVISIONS, accepted_specs
 from stepdown.ledger.traffic import RouteTotal
 from stepdown.ledger.transfer import refuse_moved
@@ -59,6 +60,9 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._names = store.Names()
+        self._memory = Memory()
+        self._stamp = -1
+        """Of the last transaction that wrote (`Database.stamp`)."""
         self._pressure = Pressure()
         self._published = Published()
         self._epoch = self._turn = 0
@@ -125,7 +129,7 @@ class Ledger:
 
         taken = self._write(take, fenced=False)
         self._names.forget()
-        self._epoch, self._turn = taken.number, taken.turn
+        self._epoch = taken.number
         return taken.number
 
     def _read(self, work: Callable[[sa.Connection], T]) -> T:
@@ -133,7 +137,12 @@ class Ledger:
             with self._database.transaction(write=False) as connection:
                 return work(connection)
 
-        return again(attempt, self._names.forget)
+        return again(attempt, self._forget)
+
+    def _forget(self) -> None:
+        """What is remembered of the tables may not be in them."""
+        self._names.forget()
+        self._memory.forget()
 
     def _write(
         self,
@@ -141,24 +150,29 @@ class Ledger:
         *,
         fenced: bool = True,
         once: bool = False,
+        remembers: bool = False,
         failed: Callable[[], None] | None = None,
     ) -> T:
         """A transaction that may change something; if it is `fenced`, LedgerFenced before it has, where another keeper has it.
 
-        What it does may happen twice if an interruption leaves open whether it has happened, unless `once`.
+        What it does may happen twice if an interruption leaves open whether it has happened, unless `once`. `remembers`: it
+        keeps `_memory` as the tables are; else that is forgotten.
         """
 
         def attempt() -> T:
             with self._database.transaction() as connection:
-                turn = epoch.check(connection, self._epoch, self._turn) if fenced else 0
+                turn = epoch.check(connection, self._epoch, self._turn) if fenced else epoch.read(connection).turn
+                if not remembers or self._database.stamp(connection, turn) != self._stamp:
+                    self._memory.forget()
                 done = work(connection)
-                if fenced and self._database.may_go_back:
+                if self._database.may_go_back:
                     turn = epoch.next_turn(connection, turn)
-            self._turn = max(turn, self._turn)
+                stamp = self._database.stamp(connection, turn)
+            self._turn, self._stamp = turn, stamp
             return done
 
         def undone() -> None:
-            self._names.forget()
+            self._forget()
             if failed is not None:
                 failed()
 
@@ -265,7 +279,7 @@ class Ledger:
                 marks.wanted, marks.short = dict(wanted), dict(short)
 
         judged, self._awaiting, self._lost = self._write(
-            lambda connection: self._judge(connection, batch, now_s, patient, pods), failed=undone
+            lambda connection: self._judge(connection, batch, now_s, patient, pods), remembers=True, failed=undone
         )
         return judged
 
@@ -284,16 +298,26 @@ class Ledger:
         if lost != self._lost:
             self._reopen(lost=lost)
         if now_s >= self._look_s:
-            store.mark_lost(connection, now_s, self._began_s)
+            if store.mark_lost(connection, now_s, self._began_s):
+                self._memory.forget()
             self._look_s = now_s + LOOK_S
         awaiting = self._awaiting
         for part in _rounds(batch):
-            round_ = Round(connection, self._names, self._pressure, self._published, self.revision, now_s, self._marks, pods)
+            round_ = Round(
+                Tables(connection, self._database.together, self._names, self._memory),
+                self._pressure,
+                self._published,
+                self.revision,
+                now_s,
+                self._marks,
+                pods,
+            )
             said = round_.run([batch[index] for index in part], {batch[i].instance for i in part if i in patient})
             answers |= zip(part, said, strict=True)
             short += (index for index in part if batch[index].instance in round_.short)
             awaiting |= round_.revealed
         if awaiting:
+            self._memory.forget()
             awaiting = self._settle(connection, now_s)
         in_order = [answers[index] for index in range(len(batch))]
         return Judged(in_order, tuple(short), self.needed_marks()), awaiting, lost
@@ -329,16 +353,14 @@ class Ledger:
     def reconcile(self, said: settlement.Statement, now_s: float, *, dry_run: bool = False) -> settlement.Reconciled:
         """Settles by an upstream's invoice what was unreconciled, while the keeper may be at work. Raises LedgerRefused.
 
-        `dry_run`: says what would come of it, and nothing has happened.
+        No grant is made until it is over, for it has the lock of the epoch. `dry_run`: says what would come of it, and nothing
+        has happened.
         """
 
         def settle(connection: sa.Connection) -> settlement.Reconciled:
-            turn = epoch.read(connection).turn  # Its lock keeps every grant out until this is over.
             done = settlement.reconcile(connection, said, max(self._seen_s, now_s))
             if dry_run:
                 raise _Undone(done)
-            if self._database.may_go_back:
-                epoch.next_turn(connection, turn)
             return done
 
         try:
@@ -415,7 +437,12 @@ class Ledger:
 
     def verify(self) -> list[str]:
         """Differences between the ledger's own sums, a sentence each; none when all is well."""
-        return self._read(lambda connection: verify.everything(connection))
+
+        def read(connection: sa.Connection) -> list[str]:
+            mine = self._database.stamp(connection, epoch.turn(connection)) == self._stamp
+            return [*verify.everything(connection), *(self._memory.differences(connection) if mine else ())]
+
+        return self._read(read)
 
 
 def _rounds(batch: Sequence[SyncRequest]) -> Iterator[list[int]]:

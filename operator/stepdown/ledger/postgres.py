@@ -100,13 +100,22 @@ class PostgresDatabase:
                 committing = True
                 with self._deadline.over(connection):
                     transaction.commit()
-        except sa.exc.DBAPIError as error:
-            state = getattr(error.orig, "sqlstate", "")
+        except (sa.exc.DBAPIError, psycopg.Error) as error:  # The driver's own are those of `together`.
+            state = getattr(error.orig if isinstance(error, sa.exc.DBAPIError) else error, "sqlstate", "")
             if self._read_only and state == _STANDBY:
                 raise errors.LedgerReadOnly(f"the ledger {self._where} was opened to read only") from error
             if state == _STANDBY:
                 self.engine.dispose()  # Who takes writes is found by connecting anew.
             raise translated(error, self._where, unsure=committing) from error
+
+    def stamp(self, connection: sa.Connection, turn: int) -> int:
+        return turn
+
+    @contextlib.contextmanager
+    def together(self, connection: sa.Connection) -> Iterator[None]:
+        driver: Any = connection.connection.driver_connection
+        with self._deadline.over(connection), driver.pipeline():
+            yield
 
     @contextlib.contextmanager
     def opening(self) -> Iterator[sa.Connection]:
@@ -173,12 +182,14 @@ def _find(connection: sa.Connection, where: str, *, create: bool) -> None:
         )
 
 
-def translated(error: sa.exc.DBAPIError, where: str, *, unsure: bool) -> errors.LedgerError:
+def translated(error: sa.exc.DBAPIError | psycopg.Error, where: str, *, unsure: bool) -> errors.LedgerError:
     """PostgreSQL's error in the ledger's words, by its SQLSTATE."""
-    original = error.orig
+    original, invalidated = (
+        (error.orig, error.connection_invalidated) if isinstance(error, sa.exc.DBAPIError) else (error, False)
+    )
     state = getattr(original, "sqlstate", None) or ""
     text = " ".join(str(original).split())
-    if state.startswith(_INTERRUPTED) or error.connection_invalidated or (not state and _broken(original)):
+    if state.startswith(_INTERRUPTED) or invalidated or (not state and _broken(original)):
         so = "it may have happened" if unsure else "nothing of this was written"
         hint = "" if state or text.endswith("?") else ". Does the database run, and is this its address?"
         return errors.LedgerInterrupted(f"the ledger {where} was interrupted, {so}: {text}{hint}", unsure=unsure)

@@ -3,8 +3,10 @@
 The order matters: what has been spent is taken in from everybody before anything is granted to anybody.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -14,6 +16,7 @@ from stepdown.ledger.desk import Desk, Pressure
 from stepdown.ledger.errors import LedgerRefused
 from stepdown.ledger.lease import Account, start_of
 from stepdown.ledger.marks import BORN, Marks
+from stepdown.ledger.memory import Memory
 from stepdown.ledger.schema import bindings, counters
 from stepdown.ledger.store import Instance
 from stepdown.model.config import SHARDS, Shard, digest
@@ -58,13 +61,22 @@ class Published:
         return found
 
 
+class Tables(NamedTuple):
+    """Where a round reads and writes: a transaction, and what is known of its tables from before."""
+
+    connection: sa.Connection
+    together: Callable[[sa.Connection], AbstractContextManager[None]]
+    """`Database.together`."""
+    names: store.Names
+    memory: Memory
+
+
 class Round:
     """The messages of one round, the instances that sent them, and the accounts that they touch."""
 
     def __init__(
         self,
-        connection: sa.Connection,
-        names: store.Names,
+        tables: Tables,
         pressure: Pressure,
         published: Published,
         revision: int,
@@ -73,12 +85,16 @@ class Round:
         pods: Mapping[str, Pod] | None = None,
     ) -> None:
         """`pods`: by instance, where its message came from."""
-        self._connection, self._names, self._pressure = connection, names, pressure
-        self._published, self._revision, self._now_s = published, revision, now_s
+        self._connection, self._together, self._names, self._memory = tables
+        self._pressure, self._published, self._revision, self._now_s = pressure, published, revision, now_s
         self._marks, self._pods = marks, pods or {}
         self._instances: dict[str, Instance] = {}
         self._accounts: dict[str, Account] = {}
         self._asked: dict[str, tuple[AskAnswer, ...]] = {}
+        self._new_tickets: list[dict[str, int]] = []
+        self._gone_tickets: list[dict[str, int]] = []
+        self._plain = True
+        """Nothing was changed but by way of what `_memory` keeps."""
         self.short: set[str] = set()
         """Instances with an ask that waits for the witness."""
         self.revealed = False
@@ -86,12 +102,13 @@ class Round:
 
     def run(self, batch: Sequence[SyncRequest], patient: Collection[str] = ()) -> list[SyncAnswer]:
         """`patient`: instances whose asks may wait until the witness is raised, rather than be refused for its sake."""
-        self._instances = store.load_instances(self._connection, [each.instance for each in batch])
+        self._instances = self._memory.instances(self._connection, [each.instance for each in batch])
         verdicts = {each.instance: self._judge(each) for each in batch}
         fresh = [each for each in batch if verdicts[each.instance] == "ok"]
         unheard = [self._instances[each.instance].id for each in fresh if self._instances[each.instance].unheard]
         before = binding.told(self._connection, unheard)
         back = {self._instances[each.instance].id for each in fresh if self._meet(each)}
+        self._plain = not (unheard or back or any(each.closing for each in fresh))
         self._seat(fresh)
         traffic.merge(
             self._connection,
@@ -119,8 +136,12 @@ class Round:
             desk.top_up(self._instances[each.instance].id, self._instances[each.instance].horizon_s)
         self._look_ahead(desk, live)
         answers = [self._answer(desk, each, verdicts[each.instance]) for each in batch]
-        store.save_accounts(self._connection, self._accounts.values())
-        store.save_instances(self._connection, [self._instances[each.instance] for each in fresh])
+        with self._together(self._connection):
+            store.save_tickets(self._connection, self._new_tickets, self._gone_tickets)
+            store.save_accounts(self._connection, self._accounts.values())
+            store.save_instances(self._connection, [self._instances[each.instance] for each in fresh])
+        if not self._plain:
+            self._memory.forget()
         return answers
 
     # Taking in --------------------------------------------------------------------------------------------------------
@@ -162,13 +183,14 @@ class Round:
             now = Pod("", "") if request.closing else self._pods.get(request.instance, was)
             if now != was:
                 instance.pod, instance.pod_uid = now
+                self._plain = False
                 store.seat(self._connection, instance)
 
     def _load(self, batch: Sequence[SyncRequest]) -> None:
         wanted = {report.account for each in batch for report in each.leases}
         wanted |= {name for each in batch for ask in each.asks for rung in ask.rungs for name in rung}
         instances = [self._instances[each.instance].id for each in batch]
-        self._accounts = store.load_named(self._connection, wanted, instances)
+        self._accounts = self._memory.accounts(self._connection, wanted, instances)
 
     def _take_in(self, request: SyncRequest) -> None:
         instance = self._instances[request.instance]
@@ -190,6 +212,7 @@ class Round:
         """Money spent from an account that the plan has not named: it is recorded."""
         if start_of(name) is None:
             raise LedgerRefused(f"sync from {request.instance}: {name!r} is no account; valid is NAMESPACE/BUDGET@START")
+        self._plain = False
         return store.create_stub(self._connection, name)
 
     def _hear_out(self, request: SyncRequest) -> None:
@@ -209,6 +232,7 @@ class Round:
         instance = self._instances[request.instance]
         if len(instance.acked) == SHARDS and min(instance.acked.values()) >= self._revision:
             return
+        self._plain = False
         oldest = min((instance.acked.get(shard, 0) for shard in range(SHARDS)), default=0)
         where = sa.and_(counters.c.instance == instance.id, bindings.c.revision > oldest)
         binding.charge(self._connection, self._accounts, where, now_s=self._now_s, obeyed=instance.acked)
@@ -243,8 +267,7 @@ class Round:
 
     def _serve(self, desk: Desk, live: Sequence[SyncRequest], stale: Sequence[SyncRequest], patient: Collection[str]) -> None:
         """Answers every ask: those granted before as before, the others in order of arrival."""
-        granted = store.load_tickets(self._connection, [self._instances[each.instance].id for each in (*live, *stale)])
-        new, gone = [], []
+        granted = self._memory.tickets(self._connection, [self._instances[each.instance].id for each in (*live, *stale)])
         for each in (*live, *stale):
             number = self._instances[each.instance].id
             for ask in each.asks:
@@ -253,7 +276,9 @@ class Round:
         for each in live:
             instance, known = self._instances[each.instance], granted[self._instances[each.instance].id]
             repeated = {ask.id for ask in each.asks}
-            gone += [{"i": instance.id, "a": ask} for ask in known if ask not in repeated]
+            for gone in [id_ for id_ in known if id_ not in repeated]:
+                del known[gone]
+                self._gone_tickets.append({"i": instance.id, "a": gone})
             answers = []
             for ask in each.asks:
                 if ask.id in known:
@@ -266,12 +291,11 @@ class Round:
                 answers.append(answer)
                 if (rung := answer.rung) >= 0:
                     known[ask.id] = rung
-                    new.append({"instance": instance.id, "ask": ask.id, "rung": rung})
+                    self._new_tickets.append({"instance": instance.id, "ask": ask.id, "rung": rung})
             self._asked[each.instance] = tuple(answers)
         for each in stale:
             known = granted[self._instances[each.instance].id]
             self._asked[each.instance] = tuple(AskAnswer(id=ask.id, rung=known[ask.id]) for ask in each.asks if ask.id in known)
-        store.save_tickets(self._connection, new, gone)
 
     def _answer(self, desk: Desk, request: SyncRequest, verdict: str) -> SyncAnswer:
         leases: tuple[LeaseGrant, ...] = ()

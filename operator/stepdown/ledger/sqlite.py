@@ -49,6 +49,12 @@ class SqliteDatabase:
     def opening(self) -> contextlib.AbstractContextManager[sa.Connection]:
         return self.transaction()
 
+    def stamp(self, connection: sa.Connection, turn: int) -> int:
+        return int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+
+    def together(self, connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[sa.Connection]:
         """One transaction, in the ledger's words when it fails; then nothing of it has happened."""

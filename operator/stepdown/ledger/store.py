@@ -172,12 +172,12 @@ def last_heard_s(connection: sa.Connection) -> float:
     return float(connection.execute(sa.select(sa.func.max(instances.c.last_s))).scalar() or 0.0)
 
 
-def mark_lost(connection: sa.Connection, now_s: float, heard_from_s: float = 0.0) -> None:
+def mark_lost(connection: sa.Connection, now_s: float, heard_from_s: float = 0.0) -> bool:
     """Silent for longer than its leases and its longest request live: it stays charged with all that it holds.
 
-    `heard_from_s`: before that, nobody could have been heard.
+    `heard_from_s`: before that, nobody could have been heard. True: there is one more.
     """
-    connection.execute(_MARK_LOST, {"now_s": now_s, "listened_s": now_s - heard_from_s})
+    return connection.execute(_MARK_LOST, {"now_s": now_s, "listened_s": now_s - heard_from_s}).rowcount > 0
 
 
 # Accounts and leases --------------------------------------------------------------------------------------------------
@@ -313,5 +313,4 @@ def read_meta(connection: sa.Connection, name: str, default: str) -> str:
 
 
 def write_meta(connection: sa.Connection, name: str, value: str) -> None:
-    if not connection.execute(meta.update().where(meta.c.name == name).values(value=value)).rowcount:
-        connection.execute(meta.insert().values(name=name, value=value))
+    put(connection, meta, ("name", "value"), [(name, value)])
