@@ -6,7 +6,6 @@ in the same place, and the same message over the same HTTPS with nothing behind 
 """
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from tests.postgres import Server
 
 from bench import ledger_growth, ledger_proxy
@@ -132,14 +132,14 @@ def synced(name: str, seconds: float, repeat: int) -> dict[str, Any]:
         with database(name, folder) as place:
             commits += commits_s(place, folder, min(3.0, seconds))
             with keeper(folder, place, FAR_NUSD) as (process, port, echo):
-                echoes += asyncio.run(echoed(folder, echo, seconds / 2))
+                echoes += uvloop.run(echoed(folder, echo, seconds / 2))
                 cpu_s -= process.cpu_s()
-                proxies = asyncio.run(play(folder, port, seconds, near=False, tickets_per_s=0.0))
+                proxies = uvloop.run(play(folder, port, seconds, near=False, tickets_per_s=0.0))
                 cpu_s += process.cpu_s()
                 steady += [each for proxy in proxies for each in proxy.syncs_s]
-                proxies = asyncio.run(play(folder, port, seconds, near=False, tickets_per_s=TICKETS_FAR_PER_S))
+                proxies = uvloop.run(play(folder, port, seconds, near=False, tickets_per_s=TICKETS_FAR_PER_S))
                 far += [each for proxy in proxies for each in proxy.tickets_s]
-                proxies = asyncio.run(play(folder, port, seconds, near=True, tickets_per_s=TICKETS_NEAR_PER_S))
+                proxies = uvloop.run(play(folder, port, seconds, near=True, tickets_per_s=TICKETS_NEAR_PER_S))
                 granted = [each for proxy in proxies for each in proxy.tickets_s]
                 near += granted
                 rates.append(len(granted) / seconds)

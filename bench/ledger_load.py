@@ -102,9 +102,9 @@ class Proxy:
         due_s = time.monotonic() + random.random() / per_s
         while due_s < ends_s:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            while due_s <= time.monotonic():
+            while due_s <= (now_s := time.monotonic()):
                 self._next_ask += 1
-                self._asks[self._next_ask] = (self._next_ask % TEAMS, due_s)
+                self._asks[self._next_ask] = (self._next_ask % TEAMS, now_s)  # not `due_s`: a timer here is up to 1 ms late
                 due_s += 1 / per_s
             self._wake.set()
 
