@@ -8,6 +8,7 @@ import pytest
 
 from stepdown.budget.account import Binding
 from stepdown.ledger import Ledger, errors, migrate, schema, transfer
+from stepdown.ledger.database import where_of
 from stepdown.model.sync import Ask, Counter, LeaseReport, SyncAnswer, SyncRequest
 from tests.postgres import Server
 
@@ -185,9 +186,17 @@ def test_an_import_that_was_killed_is_begun_again(ends: tuple[Place, Place]) -> 
     filled(source).ledger.close()
     before = content(source)
     Ledger.open(target, create=True).close()
-    transfer._take_over(source, transfer._named(target))
+    transfer._take_over(source, where_of(target))
     transfer.move(source, target)
     assert content(target) == before
+
+
+def test_a_place_is_named_the_same_before_it_is_opened(ends: tuple[Place, Place], tmp_path: Path) -> None:
+    """An import that was broken off would be taken for one into somewhere else, and the money would be nobody's."""
+    for place in (*ends, f"sqlite:///{tmp_path}/by-url.db"):
+        opened = Ledger.open(place, create=True)
+        assert where_of(place) == opened.where
+        opened.close()
 
 
 # An export ------------------------------------------------------------------------------------------------------------

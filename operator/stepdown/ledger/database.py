@@ -51,18 +51,34 @@ class Database(Protocol):
 
 def open_database(path_or_url: str | Path, *, create: bool, read_only: bool, beside: bool) -> Database:
     """Raises a LedgerError that says what to do. `create`: where there is none. `beside`: to write without a keeper's lock."""
-    scheme, separator, rest = str(path_or_url).partition("://")
-    if isinstance(path_or_url, Path) or not separator:
-        path = None if path_or_url == ":memory:" else Path(path_or_url)
-    elif scheme in ("postgresql", "postgres"):
+    place = _place(path_or_url)
+    if isinstance(place, str):
         from stepdown.ledger import postgres  # Its driver is megabytes that a file does not need.
 
-        return postgres.open_database(str(path_or_url), create=create, read_only=read_only)
-    elif scheme == "sqlite":
-        path = Path(rest.removeprefix("/") if not rest.startswith("//") else rest[1:]) if rest else None
-    else:
-        raise errors.LedgerRefused(f"a ledger at {scheme}:// is not supported: name a file, sqlite:///FILE or postgresql://…")
-    return sqlite.open_database(path, create=create, read_only=read_only, beside=beside)
+        return postgres.open_database(place, create=create, read_only=read_only)
+    return sqlite.open_database(place, create=create, read_only=read_only, beside=beside)
+
+
+def where_of(path_or_url: str | Path) -> str:
+    """As `Database.where` says it, of one that need not be there. Raises LedgerRefused for an address of neither kind."""
+    place = _place(path_or_url)
+    if isinstance(place, str):
+        from stepdown.ledger import postgres
+
+        return postgres.address(postgres.parsed(place))
+    return str(place)
+
+
+def _place(path_or_url: str | Path) -> Path | str | None:
+    """A file, an address of PostgreSQL, or None: in memory."""
+    scheme, separator, rest = str(path_or_url).partition("://")
+    if isinstance(path_or_url, Path) or not separator:
+        return None if path_or_url == ":memory:" else Path(path_or_url)
+    if scheme in ("postgresql", "postgres"):
+        return path_or_url
+    if scheme == "sqlite":
+        return Path(rest.removeprefix("/") if not rest.startswith("//") else rest[1:]) if rest else None
+    raise errors.LedgerRefused(f"a ledger at {scheme}:// is not supported: name a file, sqlite:///FILE or postgresql://…")
 
 
 def again(work: Callable[[], T], failed: Callable[[], None], *, once: bool = False) -> T:

@@ -71,7 +71,7 @@ class PostgresDatabase:
         query: dict[str, Any] = {"connect_timeout": str(CONNECT_S), "application_name": "stepdown", **_ALIVE, **url.query}
         password_file = query.pop(PASSWORD_FILE, None)
         url = url.set(password=query.pop("password", url.password))
-        self._where = sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
+        self._where = address(url)
         self._password_file = Path(password_file) if isinstance(password_file, str) else None
         if not read_only:
             query = {"target_session_attrs": "read-write", **query}
@@ -148,14 +148,7 @@ class PostgresDatabase:
 
 def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabase:
     """Finds the ledger in the database, or makes it where `create` says so and there is no table of its names."""
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        raise errors.LedgerRefused(
-            "the ledger's address is no URL: write postgresql://USER@HOST/DATABASE, the password by PGPASSWORD, PGPASSFILE or "
-            "?passwordfile=FILE"
-        ) from None
-    database = PostgresDatabase(parsed, read_only=read_only)
+    database = PostgresDatabase(parsed(url), read_only=read_only)
     try:
         with database.opening() as connection:
             _find(connection, database.where, create=create and not read_only)
@@ -163,6 +156,22 @@ def open_database(url: str, *, create: bool, read_only: bool) -> PostgresDatabas
         database.close()
         raise
     return database
+
+
+def parsed(url: str) -> sa.URL:
+    """Raises LedgerRefused for what is no URL."""
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise errors.LedgerRefused(
+            "the ledger's address is no URL: write postgresql://USER@HOST/DATABASE, the password by PGPASSWORD, PGPASSFILE or "
+            "?passwordfile=FILE"
+        ) from None
+
+
+def address(url: sa.URL) -> str:
+    """For messages: without a password, in whichever part it is."""
+    return sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
 
 
 def _find(connection: sa.Connection, where: str, *, create: bool) -> None:

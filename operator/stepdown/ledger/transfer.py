@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from stepdown.ledger import epoch, errors, migrate, schema, sqlite, store, verify
-from stepdown.ledger.database import Database, open_database
+from stepdown.ledger.database import Database, open_database, where_of
 
 PART = 1_000
 """Rows that are read and written at once."""
@@ -111,7 +111,7 @@ def refuse_moved(connection: sa.Connection, where: str, *, into: "str | Path | N
     `into`: where it is to be moved; an import that was broken off may be begun again.
     """
     now = store.read_meta(connection, MOVED, "")
-    if now and (into is None or now != _named(into)):
+    if now and (into is None or now != where_of(into)):
         raise errors.LedgerMoved(
             f"the ledger {where} was moved to {now}, and what was spent since is known there only. Name that one; or import it "
             f"back into a new ledger. If it is lost: `stepdown ledger export {where} -o NEW` makes a ledger of this one, which "
@@ -132,7 +132,7 @@ def _moved(old: Database, new: Database) -> Moved:
         return copied._replace(epoch=taken.number)
 
 
-def _check(reads: sa.Connection, where: str) -> "_Found":
+def _check(reads: sa.Connection, where: str) -> _Found:
     """Reads every row. Raises a LedgerError where it cannot be copied as it is."""
     revision = reads.execute(sa.select(schema.version.c.version_num)).scalar()
     if revision != schema.REVISIONS[-1]:  # One that only adds can be worked on; a copy would leave out what it adds.
@@ -221,7 +221,7 @@ def _parts(connection: sa.Connection, table: sa.Table) -> Iterator[Sequence[sa.R
     yield from connection.execute(select, execution_options={"yield_per": PART}).partitions()
 
 
-def _digest(connection: sa.Connection) -> "_Rows":
+def _digest(connection: sa.Connection) -> _Rows:
     """Of every row, in no order, since two databases sort names differently."""
     total, count = 0, 0
     for table in _tables():
@@ -250,14 +250,6 @@ def _seal(digest: str, number: int) -> str:
 
 
 # Opening --------------------------------------------------------------------------------------------------------------
-
-
-def _named(place: "str | Path") -> str:
-    """As `Database.where` says it, of one that need not be there."""
-    if isinstance(place, Path) or "://" not in place:
-        return str(place)
-    url = sa.make_url(place)
-    return sa.URL.create(url.drivername, url.username, None, url.host, url.port, url.database).render_as_string()
 
 
 def _reader(place: "str | Path") -> Database:
