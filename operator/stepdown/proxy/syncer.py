@@ -102,7 +102,10 @@ class Syncer:
                         raise SyncUnavailable(f"the keeper speaks protocol {answer.protocol}, this proxy {SPOKEN}")
                     if (took_s := self._clock.boot_s() - sent_s) > TIMEOUT_S:
                         # This process was paused, and found the answer when it woke: another keeper may lead since.
-                        raise SyncUnavailable(f"the answer was found {took_s:.1f} s after its message")
+                        raise SyncUnavailable(
+                            f"the answer was found {took_s:.1f} s after its message, and is good for {TIMEOUT_S:g}: this "
+                            "process was paused or short of CPU. The next message asks again"
+                        )
                 except SyncRefused as error:
                     if self._lower(request.protocol):
                         continue

@@ -40,7 +40,7 @@ from stepdown.watch.metrics import Metrics
 from stepdown.watch.options import Options
 from stepdown.watch.resync import Resync
 from stepdown.watch.shown import Shown
-from stepdown.watch.store import WATCHED, Seen, Store
+from stepdown.watch.store import NAMESPACE, WATCHED, Seen, Store
 from stepdown.watch.watchdog import Deliveries, watch_over
 
 LEDGER_S = 30.0
@@ -107,7 +107,7 @@ class Leading:
         self._shown = Shown(StatusWriter(self._cluster), self._recorder, self._store, may_write=self._may_write)
         self._shown.wrote = self._count_status
         self._callers = Callers(self._cluster, self._wake)
-        self._lost = LostPods(self._cluster, lambda name: self._store.get("Namespace", name) is not None, self._vacate)
+        self._lost = LostPods(self._cluster, lambda name: self._store.get(NAMESPACE, name) is not None, self._vacate)
         await self._resync.list_everything()
         log.info("everything is listed", event="listed", **{kind: self._store.count(kind) for kind in WATCHED})
         keeper = Keeper(self.service, board=self._board)

@@ -78,16 +78,19 @@ class LostPods:
         gone = [each for each, is_gone in zip(asked, await asyncio.gather(*map(self._is_gone, asked)), strict=True) if is_gone]
         if not gone:
             return
+        names = ", ".join(f"{each.namespace}/{each.pod}" for each in gone)
         try:
             await self._vacate([each.uid for each in gone])
         except LedgerFenced:
             raise
         except LedgerError as error:
-            log.warning(f"that pods are gone could not be noted, and is asked again: {error}", event="lost")
+            log.warning(
+                f"that pods are gone could not be noted, so budgets wait for {names}, which are asked about again: {error}",
+                event="lost",
+            )
             return
         for each in gone:
             self._waited_for.pop(each.uid, None)
-        names = ", ".join(f"{each.namespace}/{each.pod}" for each in gone)
         log.info(f"no budget waits any more for what ran in pods that are gone: {names}", event="lost")
 
     async def _is_gone(self, each: Unheard) -> bool:
@@ -97,12 +100,16 @@ class LostPods:
             async with self._at_once:
                 pod = await self._api.get(POD, each.namespace, each.pod)
         except ClusterError as error:
-            self._say_once(error)
+            self._say_once(each, error)
             return False
         self._wrong = ""
         return pod is None or pod["metadata"].get("uid") != each.uid or (pod.get("status") or {}).get("phase") in _ENDED
 
-    def _say_once(self, error: ClusterError) -> None:
+    def _say_once(self, each: Unheard, error: ClusterError) -> None:
         if self._wrong != type(error).__name__:
             self._wrong = type(error).__name__
-            log.warning(f"whether a pod is there that cannot be heard is not known, so its budgets wait: {error}", event="lost")
+            log.warning(
+                f"pod {each.namespace}/{each.pod} cannot be heard, and whether it is there is not known, so its budgets wait "
+                f"and it is asked about again: {error}",
+                event="lost",
+            )
