@@ -68,8 +68,7 @@ class Faults:
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8, 1.3, 2.0)))),
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8, 1.3, 2.0)))),
             lambda: (self.edit, (self._budget(), chance.choice((0.2, 0.5, 0.8)))),
-            # (`all` is not: without it `batch` has no Hard budget, and a proxy that is cut off serves it as it last heard.)
-            lambda: (self.delete, (chance.choice(("team", "search")), self._seconds(0.5, 4.0), chance.choice((0.5, 1.0, 1.5)))),
+            lambda: (self.delete, (self._budget(), self._seconds(0.5, 4.0), chance.choice((0.5, 1.0, 1.5)))),
             lambda: (self.restart_upstream, ()),
         ]
         if schedule.privileged:
@@ -79,13 +78,17 @@ class Faults:
                 lambda: (self.lose_log, (self._place(), "boot", self._seconds(0.1, 4.0))),
             ]
         drawn = [each() for each in chance.sample(kinds, chance.choice((2, 3, 4, 6)))]
-        if any(what == self.delete for what, _ in drawn):
+        if schedule.apart:
+            apart = ((self.partition, (self._seconds(2.0, 14.0),)), (self.settle_apart, ()), (self.make_anew_apart, ()))
+            drawn += [chance.choice(apart)]
+        if any(what in (self.delete, self.make_anew_apart) for what, _ in drawn):
             # A budget that is made anew is enforced only when whoever is lost is known to be: that takes longer than all else.
             drawn = [(what, numbers) for what, numbers in drawn if what != self.lose_log]
+        if any(what == self.make_anew_apart or (what == self.delete and "all" in numbers) for what, numbers in drawn):
+            # Without `all` nothing binds `batch`; and an older ledger says of everybody what they obeyed before it was deleted.
+            drawn = [(what, numbers) for what, numbers in drawn if what != self.put_back]
         if schedule.broken:
             drawn = [(self.put_back, (6.0,))]
-        if schedule.apart:
-            drawn += [(self.partition, (self._seconds(2.0, 14.0),))] if chance.random() < 0.5 else [(self.settle_apart, ())]
         return [
             Planned(
                 self._seconds(1.0, _LAST_S) if not schedule.broken else 2.0, what.__name__, numbers, self._call(what, numbers)
@@ -237,6 +240,28 @@ class Faults:
             if settled:
                 await until(lambda: self._renamed(pod, was), f"{was} has taken another name")
 
+    async def make_anew_apart(self) -> None:
+        """`all` is made anew while a proxy is cut off that has heard of its end, and serves `batch` as if nothing bound it."""
+        schedule, scene = self._schedule, self._schedule.scene
+        assert scene.network is not None
+        async with self._editing["all"], self._places[0], self._cable:
+            ceiling, pod = schedule.judge.ceilings["all"], self._pods[0]
+            async with self._api:
+                ceiling.deleted(time.monotonic())
+                await asyncio.to_thread(scene.delete, "SpendBudget", "all")
+            await asyncio.sleep(2.0)
+            pod.ready = False
+            await self.quiet(pod)
+            scene.network.pull()
+            pod.ready = True
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._make_anew("all", 1.0))
+                await asyncio.sleep(HORIZON_S + 8.0)
+                schedule.tally.note(
+                    "enforced while cut off" if await self._is_enforced("all") else "not enforced while cut off"
+                )
+                scene.network.plug()
+
     def _renamed(self, pod: Pod, was: str) -> bool:
         """Or need not, since an older ledger was put back that knows of no settlement: it says itself what it spent."""
         pod.know()
@@ -347,13 +372,19 @@ class Faults:
                 ceiling.deleted(time.monotonic())
                 await asyncio.to_thread(schedule.scene.delete, "SpendBudget", name)
             await asyncio.sleep(for_s)
-            limit_nusd = max(_LEAST_NUSD, int(ceiling.wanted_nusd * times))
-            async with self._api:
-                ceiling.applying(limit_nusd)
-                await asyncio.to_thread(schedule.scene.apply, schedule.budget(name, limit_nusd))
-            await until(lambda: self._is_enforced(name), f"SpendBudget {name} is enforced")
-            ceiling.enforced(time.monotonic())
-            await until(lambda: ceiling.limit_nusd == limit_nusd, f"the ledger has the limit of {name}")
+            await self._make_anew(name, times)
+
+    async def _make_anew(self, name: str, times: float) -> None:
+        """Until it is enforced."""
+        schedule = self._schedule
+        ceiling = schedule.judge.ceilings[name]
+        limit_nusd = max(_LEAST_NUSD, int(ceiling.wanted_nusd * times))
+        async with self._api:
+            ceiling.applying(limit_nusd)
+            await asyncio.to_thread(schedule.scene.apply, schedule.budget(name, limit_nusd))
+        await until(lambda: self._is_enforced(name), f"SpendBudget {name} is enforced")
+        ceiling.enforced(time.monotonic())
+        await until(lambda: ceiling.limit_nusd == limit_nusd, f"the ledger has the limit of {name}")
 
     async def _is_enforced(self, name: str) -> bool:
         async with self._api:
